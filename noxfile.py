@@ -1,0 +1,110 @@
+"""What one runs on this repository; `nox -l` lists it and CONTRIBUTING.md says when to use which."""
+
+import os
+import pathlib
+import shutil
+import tempfile
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["tests"]
+
+ROOT = pathlib.Path(__file__).parent
+PACKAGES = ("braintrace-primitives", "braintrace-compiler", "braintrace-nn", "braintrace-algos", "braintrace")
+TEST_TOOLS = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "test")
+LINT_TOOLS = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "lint")
+ENV = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+
+
+def install_packages(session: nox.Session, *options: str) -> None:
+    """Install the five packages as they stand in the tree, in one command so that they find each other."""
+    folders = [f"packages/{name}" for name in PACKAGES[:-1]] + [f"packages/{PACKAGES[-1]}[demo]"]
+    session.install(*options, *(word for folder in folders for word in ("-e", folder)))
+
+
+def run_tests(session: nox.Session, *options: str) -> None:
+    """Install the test tools and run pytest on everything, or on the arguments after ``--``."""
+    session.install(*TEST_TOOLS)
+    session.run("python", "-m", "pytest", "-n", "2", *options, *session.posargs, env=ENV)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test of every package and of their integration, on the interpreter that runs nox."""
+    install_packages(session)
+    run_tests(session)
+
+
+@nox.session(python="3.11")
+def floor(session: nox.Session) -> None:
+    """The tests on the oldest supported Python with the oldest supported release of every dependency."""
+    install_packages(session, "--resolution", "lowest-direct")
+    run_tests(session)
+
+
+@nox.session(python="3.13")
+def ceiling(session: nox.Session) -> None:
+    """The tests on the newest supported Python with the newest release of every dependency."""
+    install_packages(session, "--upgrade")
+    run_tests(session)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The tests that take long."""
+    install_packages(session)
+    run_tests(session, "-m", "slow")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train a recurrent network online on handwritten digits, beside backpropagation through time."""
+    install_packages(session)
+    session.run("python", "-m", "braintrace", "demo", *session.posargs, env=ENV)
+
+
+@nox.session
+def seed(session: nox.Session) -> None:
+    """Run the founding notebook, unchanged, and hold what it prints to what it recorded."""
+    install_packages(session)
+    session.run("python", "integration_tests/seed/check_seed.py", env=ENV)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, banned imports, formatting and types."""
+    install_packages(session)
+    session.install(*LINT_TOOLS)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("pyright", "--pythonpath", session.run("which", "python", silent=True, external=True).strip())
+
+
+@nox.session
+def isolated(session: nox.Session) -> None:
+    """Build the wheels; install each alone in an empty environment; run its tests outside the tree."""
+    session.install("uv", "hatchling")
+    with tempfile.TemporaryDirectory(prefix="braintrace-isolated-") as folder:
+        outside = pathlib.Path(folder)
+        wheels = outside / "wheels"
+        for name in PACKAGES:
+            with session.chdir(ROOT / "packages" / name):
+                session.run(
+                    "python", "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels), silent=True
+                )
+        fresh = [word for name in PACKAGES for word in ("--refresh-package", name)]
+        for name in session.posargs or PACKAGES:
+            module = name.replace("-", "_")
+            room = outside / name
+            shutil.copytree(ROOT / "packages" / name / "tests", room / "tests")
+            (wheel,) = wheels.glob(f"{module}-[0-9]*.whl")
+            python = str(room / "env" / "bin" / "python")
+            with session.chdir(room):
+                session.run("uv", "venv", "--quiet", "env")
+                installer = ("uv", "pip", "install", "--quiet", "--python", python)
+                session.run(*installer, "--find-links", str(wheels), *fresh, str(wheel), *TEST_TOOLS)
+                shutil.copy(ROOT / "pyproject.toml", room)
+                session.run(python, "-m", "pytest", "tests", "--pyargs", module, env=ENV, external=True)
