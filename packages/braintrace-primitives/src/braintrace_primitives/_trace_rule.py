@@ -1,0 +1,187 @@
+"""Eligibility traces of one operation: how they start, grow, decay and turn into weight gradients.
+
+An ETP op ``y = A(x, w)`` feeds hidden states position by position. Its trace is the derivative of those
+states with respect to `w`. With S states per position, ``F`` the derivative of the states with respect to `y`
+and ``D`` their S × S transition blocks,
+
+    trace[s]  <-  sum_r D[s, r] trace[r]  +  F[s] · ∂y/∂w            (`decay`, then `accumulate`)
+    dw         =  sum over s and y of signal[s] · trace[s]           (`contract`)
+
+Conventions: the states axis S leads every trace, factor and signal; a time axis T leads whatever is summed
+over time; weights, traces and gradients are dicts keyed by the trainable names of the primitive. Nothing is
+conjugated: complex numbers follow the convention of `jax.vjp`. Traces and factors are expected in one
+precision, the caller's choice."""
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Arrays = dict[str, Any]
+
+
+class TraceRule:
+    """What an online learner asks of an operation.
+
+    The gradient within a window (`pullback`) follows from the op itself. A trace exists only where credit
+    must be carried across windows; subclasses choose its layout through `init`, `accumulate`, `decay` and
+    `contract`, four methods that must agree with each other.
+
+    Parameters
+    ----------
+    fn : callable
+        ``fn(x, weights, params) -> y`` in plain JAX; `x` is None where the op has no input.
+
+    Notes
+    -----
+    A rule holds no state. In the shapes below ``*x``, ``*y`` and ``*w`` are the shapes of the op's input,
+    output and weight; `weights` may be abstract (`jax.ShapeDtypeStruct`) in `init`, `contract` and
+    `trace_size`."""
+
+    def __init__(self, fn: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], Any]):
+        self.fn = fn
+
+    def pullback(self, xs: Any, weights: Mapping[str, Any], gs: Any, params: Mapping[str, Any]) -> Arrays:
+        """Weight gradient of a window: the sum over time of ``gs[t] · ∂y[t]/∂w``, in one contraction.
+
+        Parameters
+        ----------
+        xs : array of shape (T, *x), or None
+        weights : dict of arrays
+        gs : array of shape (T, *y)
+            Cotangent of the op's output at every time step.
+        params : dict
+            Parameters of the equation.
+
+        Returns
+        -------
+        dict of arrays
+            Shapes and dtypes of `weights`.
+        """
+
+        def outputs(weights: Mapping[str, Any]) -> Any:
+            if xs is None:
+                return jnp.broadcast_to(self.fn(None, weights, params), gs.shape)
+            return jax.vmap(lambda x: self.fn(x, weights, params))(xs)
+
+        ys, transpose = jax.vjp(outputs, dict(weights))
+        return transpose(gs.astype(ys.dtype))[0]
+
+    def init(
+        self,
+        x: Any,
+        weights: Mapping[str, Any],
+        y: Any,
+        num_states: int,
+        params: Mapping[str, Any],
+        dtype: Any,
+    ):
+        """Zero trace for abstract `x`, `y` and `weights` and S = `num_states`."""
+        raise NotImplementedError
+
+    def accumulate(
+        self, xs: Any, factors: Any, weights: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> Arrays:
+        """What a window adds to the trace: the sum over time of ``factors[t] · ∂y[t]/∂w``.
+
+        Parameters
+        ----------
+        xs : array of shape (T, *x), or None
+        factors : array of shape (T, S, *y)
+            Derivative of the states at the end of the window with respect to ``y[t]``.
+        """
+        raise NotImplementedError
+
+    def decay(self, trace: Arrays, blocks: Any, params: Mapping[str, Any]) -> Arrays:
+        """Carry the trace through a transition, by position: ``new[s] = sum_r blocks[s, r] · trace[r]``.
+
+        Parameters
+        ----------
+        blocks : array of shape (S, S, *y)
+        """
+        raise NotImplementedError
+
+    def contract(
+        self, trace: Arrays, signal: Any, weights: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> Arrays:
+        """Weight gradient from a learning signal: the sum over states and positions of ``signal · trace``.
+
+        Parameters
+        ----------
+        signal : array of shape (S, *y)
+        """
+        raise NotImplementedError
+
+    def trace_size(
+        self, x: Any, weights: Mapping[str, Any], y: Any, num_states: int, params: Mapping[str, Any]
+    ) -> int:
+        """Number of elements of the trace."""
+        trace = jax.eval_shape(lambda: self.init(x, weights, y, num_states, params, jnp.float32))
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trace))
+
+
+class GenericTraceRule(TraceRule):
+    """Full Jacobian trace of shape (S, *y, *w) per weight, for any op that is linear in its weights.
+
+    Right for every operation and large for most; families replace it where ``∂y/∂w`` has structure.
+
+    Examples
+    --------
+    A row-wise scaling, two time steps, one state per position:
+
+    >>> rule = GenericTraceRule(lambda x, weights, params: x * weights["gain"])
+    >>> xs, factors = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.ones((2, 1, 2))
+    >>> trace = rule.accumulate(xs, factors, {"gain": jnp.ones(2)}, {})
+    >>> trace["gain"].shape
+    (1, 2, 2)
+    >>> rule.contract(trace, jnp.ones((1, 2)), {"gain": jnp.ones(2)}, {})["gain"].tolist()
+    [4.0, 6.0]
+    """
+
+    def init(self, x, weights, y, num_states, params, dtype):
+        return {name: jnp.zeros((num_states, *y.shape, *w.shape), dtype) for name, w in weights.items()}
+
+    def accumulate(self, xs, factors, weights, params):
+        weights = {name: w.astype(jnp.result_type(w, factors)) for name, w in weights.items()}
+        shape = factors.shape[2:]
+        basis = jnp.eye(math.prod(shape), dtype=factors.dtype).reshape(-1, *shape)
+
+        def row(one_hot, factor):
+            return self.pullback(xs, weights, one_hot * factor, params)
+
+        rows = jax.vmap(jax.vmap(row, in_axes=(0, None)), in_axes=(None, 1))(basis, factors)
+        return {name: rows[name].reshape(-1, *shape, *w.shape) for name, w in weights.items()}
+
+    def decay(self, trace, blocks, params):
+        def step(old):
+            return mix(blocks.reshape(*blocks.shape, *(1,) * (old.ndim + 1 - blocks.ndim)), old)
+
+        return {name: step(old) for name, old in trace.items()}
+
+    def contract(self, trace, signal, weights, params):
+        return {
+            name: cast_like(jnp.tensordot(signal, trace[name], signal.ndim), w) for name, w in weights.items()
+        }
+
+
+def mix(blocks: Any, trace: Any) -> Any:
+    """``sum_r blocks[:, r] · trace[r]`` for blocks (S, S, ...) that broadcast against trace (S, ...)."""
+    # S is small: unrolled, the sum fuses into one pass over the trace, which a batched product does not.
+    terms = (blocks[:, r] * trace[r] for r in range(trace.shape[0]))
+    return functools.reduce(operator.add, terms).astype(trace.dtype)
+
+
+def cast_like(value: Any, weight: Any) -> Any:
+    """`value` in the dtype of `weight`; a real weight takes the real part."""
+    if jnp.iscomplexobj(value) and not jnp.issubdtype(weight.dtype, jnp.complexfloating):
+        value = value.real
+    return value.astype(weight.dtype)
+
+
+def in_precision_of(factors: Any, xs: Any) -> Any:
+    """`xs` in the precision of `factors`; complex input stays complex."""
+    return xs.astype(jnp.result_type(factors, xs) if jnp.iscomplexobj(xs) else factors.dtype)

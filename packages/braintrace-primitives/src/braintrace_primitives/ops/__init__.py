@@ -1,0 +1,1 @@
+"""The marked operations, one family per file."""

@@ -1,0 +1,74 @@
+"""Element-wise parameters: ``y = weight``, marked, with one trace element per state and position."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from braintrace_primitives._primitive import register_primitive
+from braintrace_primitives._trace_rule import TraceRule, cast_like, mix
+from braintrace_primitives._units import join, split
+from ._operands import as_weight
+
+_WHERE = "element_wise(weight, fn)"
+
+
+class ElementwiseTraceRule(TraceRule):
+    """Trace (S, *y): the op is the identity."""
+
+    def init(self, x, weights, y, num_states, params, dtype):
+        return {"weight": jnp.zeros((num_states, *y.shape), dtype)}
+
+    def accumulate(self, xs, factors, weights, params):
+        return {"weight": factors.sum(0)}
+
+    def decay(self, trace, blocks, params):
+        return {"weight": mix(blocks, trace["weight"])}
+
+    def contract(self, trace, signal, weights, params):
+        return {"weight": cast_like((signal * trace["weight"]).sum(0), weights["weight"])}
+
+
+def _identity(weight):
+    return weight
+
+
+etp_elemwise_p = register_primitive(
+    "etp_elemwise",
+    _identity,
+    trainable_invars={"weight": 0},
+    x_invar_index=None,
+    trace_rule=ElementwiseTraceRule,
+)
+
+
+def element_wise(weight: Any, fn: Callable[[Any], Any] | None = None) -> Any:
+    """Marked parameter that acts position by position: a decay, a gain, a threshold.
+
+    The result is ordinary JAX: combine it with states by broadcasting, a shape of (1,) included.
+
+    Parameters
+    ----------
+    weight : array or quantity of any shape
+    fn : callable, optional
+        Applied to `weight` before the mark, as ordinary JAX code.
+
+    Returns
+    -------
+    array or quantity
+        ``fn(weight)``, with its unit.
+
+    Raises
+    ------
+    OperandTypeError
+        If ``fn(weight)`` is not an array of floating or complex dtype.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> element_wise(jnp.zeros(3), jax.nn.sigmoid).tolist()
+    [0.5, 0.5, 0.5]
+    """
+    part = split(weight if fn is None else fn(weight))
+    y = etp_elemwise_p.bind(as_weight(part.mantissa, "weight", _WHERE))
+    return join(y, part.unit, part.kind)
