@@ -1,0 +1,12 @@
+from ._base import RecurrentCell as RecurrentCell
+from ._cfn import CFNCell as CFNCell
+from ._gru import GRUCell as GRUCell
+from ._gru import MGUCell as MGUCell
+from ._lru import LRUCell as LRUCell
+from ._lstm import LSTMCell as LSTMCell
+from ._lstm import URLSTMCell as URLSTMCell
+from ._minimal import MiniGRU as MiniGRU
+from ._minimal import MiniLSTM as MiniLSTM
+from ._minimal import MinimalRNNCell as MinimalRNNCell
+from ._vanilla import ValinaRNNCell as ValinaRNNCell
+from ._vanilla import VanillaRNNCell as VanillaRNNCell

@@ -1,0 +1,148 @@
+"""Gated recurrent units."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jax.nn import sigmoid
+
+from braintrace_nn._init import ORTHOGONAL, ZEROS, Initializer, Size, activation_function
+
+from ._base import RecurrentCell, concat
+
+
+class GRUCell(RecurrentCell):
+    r"""Gated recurrent unit (Cho et al. 2014).
+
+    .. math::
+
+        z &= \sigma(W_z [x^t, h^{t-1}] + b_z) \\
+        r &= \sigma(W_r [x^t, h^{t-1}] + b_r) \\
+        c &= \phi(W_h [x^t, r \odot h^{t-1}] + b_h) \\
+        h^t &= (1 - z) \odot h^{t-1} + z \odot c
+
+    `Wr` reaches the state only through `Wh`: its online gradient is the one of the same step.
+
+    Parameters
+    ----------
+    in_size, out_size : int or tuple of int
+        Numbers of input features I and units O.
+    w_init, b_init : callable, array or number
+        Initial weights, shape (I + O, O), and biases, shape (O,). Orthogonal and zero by default.
+    state_init : callable, array or number
+        Initial hidden state. Zero by default.
+    activation : str or callable
+        :math:`\phi`, "tanh" by default.
+    name : str, optional
+
+    Attributes
+    ----------
+    Wz, Wr, Wh : Linear
+        Each has one parameter ``weight`` = ``{"weight": (I + O, O), "bias": (O,)}``.
+    h : HiddenState
+        Shape (O,) or (B, O).
+
+    References
+    ----------
+    K. Cho et al., Learning phrase representations using RNN encoder-decoder for statistical machine
+    translation, EMNLP 2014, arXiv:1406.1078.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> cell = GRUCell(4, 3)
+    >>> cell.init_state(batch_size=2)
+    >>> cell(jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    def __init__(
+        self,
+        in_size: Size,
+        out_size: Size,
+        w_init: Initializer = ORTHOGONAL,
+        b_init: Initializer | None = ZEROS,
+        state_init: Initializer = ZEROS,
+        activation: str | Callable = "tanh",
+        name: str | None = None,
+    ):
+        super().__init__(in_size, out_size, state_init=state_init, name=name)
+        self.activation = activation_function(activation)
+        self.Wz = self.gate(w_init, b_init)
+        self.Wr = self.gate(w_init, b_init)
+        self.Wh = self.gate(w_init, b_init)
+
+    def update(self, x: Any) -> Any:
+        """Advance by one step; `x` has shape (I,) or (B, I), the returned state (O,) or (B, O)."""
+        x, h = self.read(x)
+        xh = concat(x, h)
+        z = sigmoid(self.Wz(xh))
+        r = sigmoid(self.Wr(xh))
+        c = self.activation(self.Wh(concat(x, r * h)))
+        self.h.value = (1 - z) * h + z * c
+        return self.h.value
+
+
+class MGUCell(RecurrentCell):
+    r"""Minimal gated unit: a GRU with one gate for both purposes (Zhou et al. 2016).
+
+    .. math::
+
+        f &= \sigma(W_f [x^t, h^{t-1}] + b_f) \\
+        c &= \phi(W_h [x^t, f \odot h^{t-1}] + b_h) \\
+        h^t &= (1 - f) \odot h^{t-1} + f \odot c
+
+    Parameters
+    ----------
+    in_size, out_size : int or tuple of int
+        Numbers of input features I and units O.
+    w_init, b_init : callable, array or number
+        Initial weights, shape (I + O, O), and biases, shape (O,). Orthogonal and zero by default.
+    state_init : callable, array or number
+        Initial hidden state. Zero by default.
+    activation : str or callable
+        :math:`\phi`, "tanh" by default.
+    name : str, optional
+
+    Attributes
+    ----------
+    Wf, Wh : Linear
+        Each has one parameter ``weight`` = ``{"weight": (I + O, O), "bias": (O,)}``.
+    h : HiddenState
+        Shape (O,) or (B, O).
+
+    References
+    ----------
+    G.-B. Zhou et al., Minimal gated unit for recurrent neural networks, International Journal of Automation
+    and Computing 13, 2016, arXiv:1603.09420.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> cell = MGUCell(4, 3)
+    >>> cell.init_state()
+    >>> cell(jnp.ones(4)).shape
+    (3,)
+    """
+
+    def __init__(
+        self,
+        in_size: Size,
+        out_size: Size,
+        w_init: Initializer = ORTHOGONAL,
+        b_init: Initializer | None = ZEROS,
+        state_init: Initializer = ZEROS,
+        activation: str | Callable = "tanh",
+        name: str | None = None,
+    ):
+        super().__init__(in_size, out_size, state_init=state_init, name=name)
+        self.activation = activation_function(activation)
+        self.Wf = self.gate(w_init, b_init)
+        self.Wh = self.gate(w_init, b_init)
+
+    def update(self, x: Any) -> Any:
+        """Advance by one step; `x` has shape (I,) or (B, I), the returned state (O,) or (B, O)."""
+        x, h = self.read(x)
+        f = sigmoid(self.Wf(concat(x, h)))
+        c = self.activation(self.Wh(concat(x, f * h)))
+        self.h.value = (1 - f) * h + f * c
+        return self.h.value

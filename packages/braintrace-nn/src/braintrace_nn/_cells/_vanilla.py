@@ -1,0 +1,71 @@
+"""The vanilla recurrent cell."""
+
+from collections.abc import Callable
+from typing import Any
+
+from braintrace_nn._init import XAVIER_NORMAL, ZEROS, Initializer, Size, activation_function
+
+from ._base import RecurrentCell, concat
+
+
+class ValinaRNNCell(RecurrentCell):
+    r"""Vanilla recurrent cell (Elman 1990).
+
+    .. math:: h^t = \phi(W [x^t, h^{t-1}] + b)
+
+    The spelling is the field's established one; ``VanillaRNNCell`` is the same class.
+
+    Parameters
+    ----------
+    in_size, out_size : int or tuple of int
+        Numbers of input features I and units O.
+    state_init : callable, array or number
+        Initial hidden state. Zero by default.
+    w_init, b_init : callable, array or number
+        Initial weight, shape (I + O, O), and bias, shape (O,). Xavier normal and zero by default.
+    activation : str or callable
+        :math:`\phi`, "relu" by default.
+    name : str, optional
+
+    Attributes
+    ----------
+    W : Linear
+        Parameter ``W.weight`` = ``{"weight": (I + O, O), "bias": (O,)}``.
+    h : HiddenState
+        Shape (O,) or (B, O).
+
+    References
+    ----------
+    J. L. Elman, Finding structure in time, Cognitive Science 14, 1990.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> cell = ValinaRNNCell(4, 3)
+    >>> cell.init_state(batch_size=2)
+    >>> cell(jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    def __init__(
+        self,
+        in_size: Size,
+        out_size: Size,
+        state_init: Initializer = ZEROS,
+        w_init: Initializer = XAVIER_NORMAL,
+        b_init: Initializer | None = ZEROS,
+        activation: str | Callable = "relu",
+        name: str | None = None,
+    ):
+        super().__init__(in_size, out_size, state_init=state_init, name=name)
+        self.activation = activation_function(activation)
+        self.W = self.gate(w_init, b_init)
+
+    def update(self, x: Any) -> Any:
+        """Advance by one step; `x` has shape (I,) or (B, I), the returned state (O,) or (B, O)."""
+        x, h = self.read(x)
+        self.h.value = self.activation(self.W(concat(x, h)))
+        return self.h.value
+
+
+VanillaRNNCell = ValinaRNNCell
