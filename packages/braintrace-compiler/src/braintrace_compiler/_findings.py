@@ -1,0 +1,116 @@
+"""Records about the structure of a step as a whole; those about single operations come with the relations."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import brainstate
+
+from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
+from ._hidden_groups import HiddenGroup
+from ._jaxpr import reached
+from ._module_info import ModuleInfo
+from ._perturbation import HiddenPerturbation
+from ._relations import FeedKind, HiddenParamOpRelation
+
+
+def structural_findings(
+    model: Callable[..., Any],
+    minfo: ModuleInfo,
+    groups: Sequence[HiddenGroup],
+    relations: Sequence[HiddenParamOpRelation],
+    perturbation: HiddenPerturbation,
+) -> Iterator[CompilationRecord]:
+    """Records about groups, mixing, plain parameters and untouched states, in this order."""
+    yield from _merged_groups(groups)
+    yield from _cross_group_memory(minfo, perturbation)
+    yield from _position_mixing(relations, perturbation)
+    yield from _plain_parameters(minfo, perturbation)
+    yield from _untouched_states(model, minfo)
+
+
+def _merged_groups(groups: Sequence[HiddenGroup]) -> Iterator[CompilationRecord]:
+    for group in groups:
+        if group.num_state > 1:
+            yield CompilationRecord(
+                DiagnosticKind.HIDDEN_GROUP_MERGED,
+                DiagnosticLevel.INFO,
+                f"group {group.index}: {list(group.hidden_paths)} exchange information position by position.",
+                hidden_paths=group.hidden_paths,
+                context={"hidden_group_indices": (group.index,)},
+            )
+
+
+def _cross_group_memory(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> Iterator[CompilationRecord]:
+    for source in perturbation.transitions:
+        downstream = reached(minfo.jaxpr.eqns, [*source.group.hidden_invars, *source.group.hidden_outvars])
+        for target in perturbation.transitions:
+            if target is source or not target.remembers:
+                continue
+            if any(v in downstream for v in target.group.hidden_outvars):
+                yield CompilationRecord(
+                    DiagnosticKind.CROSS_GROUP_MEMORY,
+                    DiagnosticLevel.INFO,
+                    f"group {source.group.index} drives group {target.group.index}, whose memory gives it no credit "
+                    "beyond the current step.",
+                    hidden_paths=(*source.group.hidden_paths, *target.group.hidden_paths),
+                    context={"hidden_group_indices": (source.group.index, target.group.index)},
+                )
+
+
+def _position_mixing(
+    relations: Sequence[HiddenParamOpRelation], perturbation: HiddenPerturbation
+) -> Iterator[CompilationRecord]:
+    for transition in perturbation.transitions:
+        if transition.mixes:
+            yield CompilationRecord(
+                DiagnosticKind.POSITION_MIXING,
+                DiagnosticLevel.WARNING,
+                f"the transition of group {transition.group.index} {list(transition.group.hidden_paths)} mixes "
+                "positions; traces follow its true diagonal only.",
+                hidden_paths=transition.group.hidden_paths,
+            )
+    for relation in relations:
+        for group, feed in zip(relation.hidden_groups, relation.feeds, strict=True):
+            if feed.kind is FeedKind.DIAGONAL:
+                yield CompilationRecord(
+                    DiagnosticKind.POSITION_MIXING,
+                    DiagnosticLevel.WARNING,
+                    f"positions are mixed between {relation.primitive.name}({relation.weight_path}) and group "
+                    f"{group.index}; its trace follows the true diagonal only.",
+                    relation.primitive,
+                    relation.weight_path,
+                    group.hidden_paths,
+                    {"source": relation.operation.source},
+                )
+
+
+def _plain_parameters(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> Iterator[CompilationRecord]:
+    """Parameters that still reach hidden states once the weights of all operations have become inputs."""
+    program = perturbation.full.jaxpr
+    first = len(minfo.out_outvars)
+    outputs = iter(program.outvars[first:])
+    new = {s.path: [next(outputs) for _ in s.outvars] for s in minfo.states}
+    for parameter in minfo.parameters:
+        downstream = reached(program.eqns, parameter.invars)
+        fed = tuple(s.path for s in minfo.hidden if any(v in downstream for v in new[s.path]))
+        if fed:
+            yield CompilationRecord(
+                DiagnosticKind.PLAIN_PARAMETER_TEMPORAL,
+                DiagnosticLevel.WARNING,
+                f"parameter {parameter.path} feeds hidden states {list(fed)} without an ETP operation of constant "
+                "weight; its credit ends with the step. Mark the operation (matmul, element_wise, ...) to trace it.",
+                weight_path=parameter.path,
+                hidden_paths=fed,
+            )
+
+
+def _untouched_states(model: Callable[..., Any], minfo: ModuleInfo) -> Iterator[CompilationRecord]:
+    touched = {s.path for s in minfo.hidden}
+    for path, state in brainstate.graph.states(model).items():
+        if isinstance(state, brainstate.HiddenState) and path not in touched:
+            yield CompilationRecord(
+                DiagnosticKind.STATE_MISMATCH,
+                DiagnosticLevel.WARNING,
+                f"hidden state {path} is neither read nor written by the step.",
+                hidden_paths=(path,),
+            )

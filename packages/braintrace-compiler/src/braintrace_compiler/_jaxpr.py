@@ -1,0 +1,251 @@
+"""One small graph library over jaxprs, shared by all stages of the compiler.
+
+A *program* here is a `Jaxpr` without constants: constants were lifted to leading inputs, so that everything a program
+needs is an input. Programs are never changed; every function returns new ones.
+"""
+
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from braintrace_primitives._jax_compat import (
+    DropVar,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    build_jaxpr,
+    eval_jaxpr,
+    fresh_var,
+    jit_p,
+    make_jaxpr_without_consts,
+    source_line,
+    stop_gradient_p,
+    sub_jaxprs,
+)
+
+__all__ = [
+    "Jaxpr",
+    "JaxprEqn",
+    "Literal",
+    "Var",
+    "add_equation",
+    "between",
+    "build_jaxpr",
+    "build_producer_map",
+    "differentiable",
+    "eval_jaxpr",
+    "fresh_var",
+    "inline",
+    "name_literal_outputs",
+    "needed",
+    "reads",
+    "reached",
+    "reaching",
+    "slice_program",
+    "source_line",
+    "bodies",
+    "jit_body",
+    "sub_program",
+]
+
+
+def reads(eqn: JaxprEqn) -> Iterator[Var]:
+    """The variables that `eqn` reads; literals are skipped."""
+    return (v for v in eqn.invars if not isinstance(v, Literal))
+
+
+def build_producer_map(jaxpr: Jaxpr) -> dict[Var, JaxprEqn]:
+    """Map every variable computed in `jaxpr` to the equation that computes it."""
+    return {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars if not isinstance(v, DropVar)}
+
+
+def differentiable(var: Any) -> bool:
+    """Whether derivatives flow through `var`: integers and booleans carry none."""
+    return jnp.issubdtype(var.aval.dtype, jnp.inexact)
+
+
+def reached(
+    eqns: Iterable[JaxprEqn],
+    sources: Iterable[Var],
+    *,
+    barrier: Callable[[JaxprEqn], bool] = lambda eqn: False,
+    closed: Container[Var] = (),
+    derivative: bool = True,
+) -> set[Var]:
+    """Variables that `sources` influence, the sources included.
+
+    Parameters
+    ----------
+    eqns : iterable of JaxprEqn
+        In evaluation order.
+    sources : iterable of Var
+    barrier : callable
+        Equations that nothing passes.
+    closed : container of Var
+        Variables that are not entered, and so not passed either.
+    derivative : bool
+        Follow derivatives only (integers, booleans and ``stop_gradient`` end a path), or any dependence.
+    """
+    found = set(sources)
+    for eqn in eqns:
+        if barrier(eqn) or (derivative and eqn.primitive is stop_gradient_p):
+            continue
+        if any(v in found for v in reads(eqn)):
+            found.update(v for v in eqn.outvars if v not in closed and not (derivative and not differentiable(v)))
+    return found
+
+
+def reaching(
+    eqns: Sequence[JaxprEqn],
+    targets: Iterable[Var],
+    *,
+    barrier: Callable[[JaxprEqn], bool] = lambda eqn: False,
+    closed: Container[Var] = (),
+) -> set[Var]:
+    """Variables with a derivative path to `targets`, the targets included; see `reached`."""
+    found = set(targets)
+    for eqn in reversed(eqns):
+        if barrier(eqn) or eqn.primitive is stop_gradient_p:
+            continue
+        if any(v in found and v not in closed and differentiable(v) for v in eqn.outvars):
+            found.update(v for v in reads(eqn) if differentiable(v))
+    return found
+
+
+def needed(eqns: Sequence[JaxprEqn], targets: Iterable[Any], given: Container[Var] = ()) -> list[JaxprEqn]:
+    """The equations that `targets` need, in order, when the variables in `given` are already known.
+
+    An equation with side effects is kept in any case.
+    """
+    wanted = {v for v in targets if not isinstance(v, Literal) and v not in given}
+    kept = []
+    for eqn in reversed(eqns):
+        if eqn.effects or any(v in wanted for v in eqn.outvars):
+            kept.append(eqn)
+            wanted.update(v for v in reads(eqn) if v not in given)
+    return kept[::-1]
+
+
+def between(
+    eqns: Sequence[JaxprEqn],
+    sources: Sequence[Var],
+    targets: Sequence[Any],
+    *,
+    barrier: Callable[[JaxprEqn], bool] = lambda eqn: False,
+    closed: Container[Var] = (),
+) -> list[JaxprEqn]:
+    """The equations on some derivative path from `sources` to `targets`, in order."""
+    downstream = reached(eqns, sources, barrier=barrier, closed=closed)
+    given = set(sources)
+    wanted = {v for v in targets if not isinstance(v, Literal) and v not in given}
+    kept = []
+    for eqn in reversed(eqns):
+        if not any(v in wanted and v in downstream for v in eqn.outvars):
+            continue
+        kept.append(eqn)
+        wanted.update(v for v in reads(eqn) if v in downstream and v not in given)
+    return kept[::-1]
+
+
+def slice_program(
+    jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], inputs: Sequence[Var], outputs: Sequence[Any]
+) -> tuple[Jaxpr, tuple[Var, ...]]:
+    """Make a program of `eqns`, and name what it needs besides `inputs`.
+
+    Returns
+    -------
+    Jaxpr
+        Its inputs are `inputs`, then the variables it needs from outside.
+    tuple of Var
+        Those variables, in the order in which they are first read.
+    """
+    known = set(inputs)
+    outside: dict[Var, None] = {}
+    for eqn in eqns:
+        outside.update((v, None) for v in reads(eqn) if v not in known)
+        known.update(eqn.outvars)
+    outside.update((v, None) for v in outputs if not isinstance(v, Literal) and v not in known)
+    return build_jaxpr([*inputs, *outside], outputs, eqns, like=jaxpr), tuple(outside)
+
+
+def sub_program(eqn: JaxprEqn, name: str) -> tuple[Jaxpr, list[Any]]:
+    """The jaxpr in parameter `name` of `eqn` as a program, and the values of its lifted constants."""
+    return make_jaxpr_without_consts(eqn.params[name])
+
+
+def inline(jaxpr: Jaxpr, consts: Sequence[Any], transparent: Callable[[JaxprEqn], str | None]) -> tuple[Jaxpr, list[Any]]:
+    """Replace call equations by their bodies, at any depth.
+
+    Parameters
+    ----------
+    jaxpr : Jaxpr
+        A program; its first inputs take `consts`.
+    consts : sequence
+    transparent : callable
+        Gives the name of the parameter that holds the body of an equation to open, or None to leave it closed.
+
+    Returns
+    -------
+    Jaxpr, list
+        The program and its constants; constants of opened bodies come first.
+    """
+    lifted: list[tuple[Var, Any]] = []
+    eqns: list[JaxprEqn] = []
+
+    def resolve(env: dict[Var, Any], v: Any) -> Any:
+        return v if isinstance(v, Literal) else env.get(v, v)
+
+    def emit(body: Sequence[JaxprEqn], env: dict[Var, Any], rename: bool) -> None:
+        for eqn in body:
+            invars = [resolve(env, v) for v in eqn.invars]
+            name = transparent(eqn)
+            if name is not None:
+                inner, values = sub_program(eqn, name)
+                constants = [fresh_var(v.aval) for v in inner.invars[: len(values)]]
+                lifted.extend(zip(constants, values, strict=True))
+                local = dict(zip(inner.invars, [*constants, *invars], strict=True))
+                emit(inner.eqns, local, True)
+                env.update(zip(eqn.outvars, [resolve(local, v) for v in inner.outvars], strict=True))
+                continue
+            outvars = eqn.outvars
+            if rename:
+                outvars = [v if isinstance(v, DropVar) else fresh_var(v.aval) for v in outvars]
+                env.update(zip(eqn.outvars, outvars, strict=True))
+            eqns.append(eqn.replace(invars=invars, outvars=outvars))
+
+    env: dict[Var, Any] = {}
+    emit(jaxpr.eqns, env, False)
+    outvars = [resolve(env, v) for v in jaxpr.outvars]
+    kept = needed(eqns, outvars)
+    used = {v for eqn in kept for v in reads(eqn)} | {v for v in outvars if not isinstance(v, Literal)}
+    lifted = [(v, value) for v, value in lifted if v in used]
+    invars = [*(v for v, _ in lifted), *jaxpr.invars]
+    return build_jaxpr(invars, outvars, kept, like=jaxpr), [*(value for _, value in lifted), *consts]
+
+
+def name_literal_outputs(jaxpr: Jaxpr, consts: Sequence[Any]) -> tuple[Jaxpr, list[Any]]:
+    """Turn outputs that are literals into constants, so that every output is a variable."""
+    named = {i: fresh_var(v.aval) for i, v in enumerate(jaxpr.outvars) if isinstance(v, Literal)}
+    if not named:
+        return jaxpr, list(consts)
+    values = [jnp.asarray(jaxpr.outvars[i].val, jaxpr.outvars[i].aval.dtype) for i in named]
+    outvars = [named.get(i, v) for i, v in enumerate(jaxpr.outvars)]
+    return build_jaxpr([*named.values(), *jaxpr.invars], outvars, jaxpr.eqns, like=jaxpr), [*values, *consts]
+
+
+def add_equation(a: Var, b: Var, out: Var) -> JaxprEqn:
+    """The equation ``out = a + b``."""
+    template = jax.make_jaxpr(jax.lax.add)(a.aval, b.aval).eqns[0]
+    return template.replace(invars=[a, b], outvars=[out])
+
+
+def jit_body(eqn: JaxprEqn) -> str | None:
+    """The parameter that holds the body, if `eqn` is a ``jit``."""
+    return "jaxpr" if eqn.primitive is jit_p else None
+
+
+def bodies(eqn: JaxprEqn) -> Iterator[Any]:
+    """Every jaxpr inside `eqn`."""
+    return (body for _, body in sub_jaxprs(eqn))

@@ -1,0 +1,184 @@
+"""Stage 1: trace one step of a model, and name every input and output of the program."""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import brainstate
+import jax
+from braintrace_primitives._jax_compat import Jaxpr, Var, build_jaxpr, make_jaxpr_without_consts
+
+from ._canonicalize import canonicalize
+from ._diagnostics import Path
+
+
+GLOBAL = "<global>"
+
+
+class StateKind(enum.Enum):
+    """What a state is to online learning."""
+
+    HIDDEN = "hidden"
+    PARAMETER = "parameter"
+    OTHER = "other"
+
+
+class StateInfo(NamedTuple):
+    """One state of the model: where it enters the step program and where it leaves it.
+
+    Attributes
+    ----------
+    path : tuple
+        Path in the model; that of a state outside the model (a global random key) starts with `GLOBAL`.
+    kind : StateKind
+    state : brainstate.State
+    treedef : PyTreeDef
+        Structure of the state's value.
+    invars, outvars : tuple of Var
+        One for each leaf. An output may be an input where the step leaves the state as it is.
+    """
+
+    path: Path
+    kind: StateKind
+    state: brainstate.State
+    treedef: Any
+    invars: tuple[Var, ...]
+    outvars: tuple[Any, ...]
+
+
+class ModuleInfo(NamedTuple):
+    """One step of a model as a program, ``(constants, arguments, states) -> (outputs, new states)``.
+
+    Attributes
+    ----------
+    jaxpr : Jaxpr
+        Without constants: its inputs are constants, then the leaves of the arguments, then those of the states;
+        its outputs are the leaves of the model's output, then those of the new states.
+    consts : tuple
+        Values of the leading inputs.
+    args_tree, out_tree : PyTreeDef
+        Structures of the arguments (a tuple) and of the model's output.
+    arg_invars, out_outvars : tuple of Var
+    states : tuple of StateInfo
+        In the order of the model's states.
+    """
+
+    jaxpr: Jaxpr
+    consts: tuple[Any, ...]
+    args_tree: Any
+    out_tree: Any
+    arg_invars: tuple[Var, ...]
+    out_outvars: tuple[Any, ...]
+    states: tuple[StateInfo, ...]
+
+    def of_kind(self, kind: StateKind) -> tuple[StateInfo, ...]:
+        """The states of one kind."""
+        return tuple(s for s in self.states if s.kind is kind)
+
+    @property
+    def hidden(self) -> tuple[StateInfo, ...]:
+        """The hidden states that the step touches."""
+        return self.of_kind(StateKind.HIDDEN)
+
+    @property
+    def parameters(self) -> tuple[StateInfo, ...]:
+        """The parameters that the step reads."""
+        return self.of_kind(StateKind.PARAMETER)
+
+    @property
+    def const_invars(self) -> tuple[Var, ...]:
+        """The inputs that take `consts`."""
+        return tuple(self.jaxpr.invars[: len(self.consts)])
+
+    @property
+    def compiled_model_states(self) -> tuple[brainstate.State, ...]:
+        """The states that the step touches."""
+        return tuple(s.state for s in self.states)
+
+    @property
+    def hidden_path_to_invar(self) -> dict[Path, Var]:
+        """Path of a hidden state -> the variable of h^{t-1}."""
+        return {s.path: s.invars[0] for s in self.hidden}
+
+    @property
+    def hidden_path_to_outvar(self) -> dict[Path, Any]:
+        """Path of a hidden state -> the variable of h^t."""
+        return {s.path: s.outvars[0] for s in self.hidden}
+
+    @property
+    def weight_path_to_invars(self) -> dict[Path, tuple[Var, ...]]:
+        """Path of a parameter -> its variables, one for each leaf."""
+        return {s.path: s.invars for s in self.parameters}
+
+    @property
+    def invar_to_weight_path(self) -> dict[Var, Path]:
+        """Variable of a parameter leaf -> the parameter's path."""
+        return {v: s.path for s in self.parameters for v in s.invars}
+
+
+def extract_module_info(model: Callable[..., Any], *args: Any) -> ModuleInfo:
+    """Trace one step of `model` and classify its states.
+
+    Parameters
+    ----------
+    model : brainstate.nn.Module
+        A model whose states are initialised; it is called as ``model(*args)``.
+    *args
+        Example inputs of one step; only shapes and dtypes matter.
+
+    Returns
+    -------
+    ModuleInfo
+
+    Examples
+    --------
+    >>> import brainstate, jax.numpy as jnp
+    >>> class Leaky(brainstate.nn.Module):
+    ...     def init_state(self, batch_size=None):
+    ...         self.h = brainstate.HiddenState(jnp.zeros(3))
+    ...     def update(self, x):
+    ...         self.h.value = 0.9 * self.h.value + x
+    ...         return self.h.value
+    >>> model = brainstate.nn.init_all_states(Leaky())
+    >>> info = extract_module_info(model, jnp.zeros(3))
+    >>> list(info.hidden_path_to_invar)
+    [('h',)]
+    """
+    in_model = {id(state): path for path, state in brainstate.graph.states(model).items()}
+    function = brainstate.transform.StatefulFunction(model, return_only_write=False, name="braintrace step")
+    function.make_jaxpr(*args)
+    closed = function.get_jaxpr(*args)
+    states = function.get_states(*args)
+    out_shape, _ = function.get_out_shapes(*args)
+
+    program, consts = canonicalize(*make_jaxpr_without_consts(closed))
+    arg_leaves, args_tree = jax.tree.flatten(args)
+    out_leaves, out_tree = jax.tree.flatten(out_shape)
+    inputs, outputs = iter(program.invars[len(consts) :]), iter(program.outvars)
+    arg_invars = tuple(next(inputs) for _ in arg_leaves)
+    out_outvars = tuple(next(outputs) for _ in out_leaves)
+    infos = [
+        _state_info(state, in_model.get(id(state), (GLOBAL, state.name or type(state).__name__, i)), inputs, outputs)
+        for i, state in enumerate(states)
+    ]
+    order = {path: i for i, path in enumerate(in_model.values())}
+    infos.sort(key=lambda s: order.get(s.path, len(order)))
+    program = build_jaxpr(
+        [*program.invars[: len(consts)], *arg_invars, *(v for s in infos for v in s.invars)],
+        [*out_outvars, *(v for s in infos for v in s.outvars)],
+        program.eqns,
+        like=program,
+    )
+    return ModuleInfo(program, tuple(consts), args_tree, out_tree, arg_invars, out_outvars, tuple(infos))
+
+
+def _state_info(state: brainstate.State, path: Path, inputs: Any, outputs: Any) -> StateInfo:
+    leaves, treedef = jax.tree.flatten(state._read_value())
+    kind = StateKind.OTHER
+    if isinstance(state, brainstate.ParamState):
+        kind = StateKind.PARAMETER
+    elif isinstance(state, brainstate.HiddenState):
+        kind = StateKind.HIDDEN
+    return StateInfo(
+        path, kind, state, treedef, tuple(next(inputs) for _ in leaves), tuple(next(outputs) for _ in leaves)
+    )

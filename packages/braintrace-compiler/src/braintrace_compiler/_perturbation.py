@@ -1,0 +1,296 @@
+"""Stage 4: rewrite the step so that one reverse pass yields every learning signal.
+
+The perturbed step has three kinds of additional inputs, all zero in use (semantics, section 2):
+
+* the previous state h^{t-1} of every hidden state gets a perturbation whose derivative is q = dl^t/dh^{t-1};
+* the output y of every marked operation gets one whose derivative is b = dl^t/dy;
+* every new state h^t gets one that is seen only by readers outside its group's own transition; its derivative is the
+  learning signal L = dl^t/dh^t of algorithms of the form sum L e.
+
+In the *strict* program h^{t-1} of a group is unperturbed where it enters an ETP operation whose output leads back to
+that group's new states (recurrent mixing). The cone above such an operand is evaluated once more, unperturbed; with
+zero perturbations both evaluations are one.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import brainstate
+from braintrace_primitives._jax_compat import DropVar
+
+from ._diagnostics import Path
+from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo, is_marked
+from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, add_equation, build_jaxpr, fresh_var, reached, reaching, reads
+from ._module_info import ModuleInfo
+from ._relations import (
+    LocalTransition,
+    MarkedOperation,
+    find_local_transition,
+    find_marked_operations,
+    make_weight_program,
+)
+
+
+_NONE: frozenset[int] = frozenset()
+
+
+class PerturbedStep(NamedTuple):
+    """A step program with perturbations.
+
+    Inputs: constants, arguments and states of the step, then `weights` (the operands of the marked operations),
+    `previous`, `new` (one for each hidden state) and `deltas` (one for each marked operation).
+    Outputs: those of the step, then the values of `observed`.
+
+    Attributes
+    ----------
+    jaxpr : Jaxpr
+    observed : tuple of Var
+        Variables of the original step whose values the program gives besides its outputs.
+    recalls : frozenset of int
+        Indices of the groups whose perturbed h^{t-1} is used at all; for the others q = 0.
+    """
+
+    jaxpr: Jaxpr
+    observed: tuple[Any, ...]
+    recalls: frozenset[int]
+
+
+class HiddenPerturbation(NamedTuple):
+    """The perturbed step of a model.
+
+    Attributes
+    ----------
+    perturb_vars : tuple of Var
+        Perturbation of each new hidden state.
+    perturb_hidden_paths : tuple of paths
+    perturb_hidden_states : tuple of brainstate.HiddenState
+    previous_vars : tuple of Var
+        Perturbation of each previous hidden state, in the same order.
+    operation_vars : tuple of Var
+        Perturbation of the output of each operation.
+    operations : tuple of MarkedOperation
+    strict, full : PerturbedStep
+        The program that cuts recurrent mixing, and the one that does not.
+    transitions : tuple of LocalTransition
+        One for each group.
+    weight_program : Jaxpr
+        ``(constants, parameter leaves) -> weight operands of all operations``.
+    """
+
+    perturb_vars: tuple[Var, ...]
+    perturb_hidden_paths: tuple[Path, ...]
+    perturb_hidden_states: tuple[brainstate.State, ...]
+    previous_vars: tuple[Var, ...]
+    operation_vars: tuple[Var, ...]
+    operations: tuple[MarkedOperation, ...]
+    strict: PerturbedStep
+    full: PerturbedStep
+    transitions: tuple[LocalTransition, ...]
+    weight_program: Jaxpr
+
+
+def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
+    """Perturb the step of a model; see the module's description.
+
+    Parameters
+    ----------
+    minfo : ModuleInfo
+
+    Returns
+    -------
+    HiddenPerturbation
+    """
+    groups, _ = find_hidden_groups_from_minfo(minfo)
+    operations, _ = find_marked_operations(minfo)
+    transitions = [find_local_transition(minfo, group, groups, operations)[0] for group in groups]
+    return perturb(minfo, groups, operations, transitions)
+
+
+def perturb(
+    minfo: ModuleInfo,
+    groups: Sequence[HiddenGroup],
+    operations: Sequence[MarkedOperation],
+    transitions: Sequence[LocalTransition],
+) -> HiddenPerturbation:
+    """Perturb the step, and let it give what the trace rules and the local transitions need to know."""
+    hidden = minfo.hidden
+    rewriter = _Rewriter(minfo, groups, operations)
+    inputs = [op.x_var for op in operations if op.x_var is not None]
+    wanted = [*inputs, *(v for t in transitions for v in (*t.group.hidden_invars, *t.y_vars, *t.constvars))]
+    observed = tuple(dict.fromkeys(v for v in wanted if not isinstance(v, Literal)))
+    return HiddenPerturbation(
+        tuple(rewriter.new),
+        tuple(s.path for s in hidden),
+        tuple(s.state for s in hidden),
+        tuple(rewriter.previous),
+        tuple(rewriter.deltas),
+        tuple(operations),
+        rewriter.rewrite(_recurrent_cuts(minfo, groups), observed),
+        rewriter.rewrite({}, observed),
+        tuple(transitions),
+        make_weight_program(minfo, operations),
+    )
+
+
+def recurrent_operations(minfo: ModuleInfo, group: HiddenGroup) -> list[JaxprEqn]:
+    """The ETP operations through which h^{t-1} of `group` reaches the group's new states."""
+    upstream = reaching(minfo.jaxpr.eqns, group.hidden_outvars)
+    downstream = reached(minfo.jaxpr.eqns, group.hidden_invars)
+    return [
+        eqn
+        for eqn in minfo.jaxpr.eqns
+        if is_marked(eqn) and eqn.outvars[0] in upstream and any(v in downstream for v in reads(eqn))
+    ]
+
+
+def _recurrent_cuts(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> dict[Var, frozenset[int]]:
+    """For each ETP operation, named by its output, the groups whose h^{t-1} it sees unperturbed."""
+    cuts: dict[Var, frozenset[int]] = {}
+    for group in groups:
+        for eqn in recurrent_operations(minfo, group):
+            cuts[eqn.outvars[0]] = cuts.get(eqn.outvars[0], _NONE) | {group.index}
+    return cuts
+
+
+class _View(NamedTuple):
+    """How a reader sees a variable: which groups' perturbations are hidden from it."""
+
+    cut: frozenset[int] = _NONE
+    inside: frozenset[int] = _NONE
+
+
+class _Rewriter:
+    """Evaluates each variable once for each view that some reader has of it."""
+
+    def __init__(self, minfo: ModuleInfo, groups: Sequence[HiddenGroup], operations: Sequence[MarkedOperation]):
+        self.minfo = minfo
+        hidden = minfo.hidden
+        self.previous = [fresh_var(s.invars[0].aval) for s in hidden]
+        self.new = [fresh_var(s.outvars[0].aval) for s in hidden]
+        self.deltas = [fresh_var(op.y_var.aval) for op in operations]
+        self.weights = [fresh_var(v.aval) for op in operations for v in op.weight_vars.values()]
+        weights = iter(self.weights)
+        self.operands = {op.y_var: {op.index_of(name): next(weights) for name in op.weight_vars} for op in operations}
+        self.delta_of = {op.y_var: delta for op, delta in zip(operations, self.deltas, strict=True)}
+
+        group_of = {path: g.index for g in groups for path in g.hidden_paths}
+        self.enters = {s.invars[0]: (group_of[s.path], d) for s, d in zip(hidden, self.previous, strict=True)}
+        inputs = set(minfo.jaxpr.invars)
+        self.leaves: dict[Var, list[tuple[int, Var]]] = {}
+        for state, delta in zip(hidden, self.new, strict=True):
+            if state.outvars[0] not in inputs:
+                self.leaves.setdefault(state.outvars[0], []).append((group_of[state.path], delta))
+        self.behind_previous, self.behind_new = self._ancestry()
+
+    def _ancestry(self) -> tuple[dict[Var, frozenset[int]], dict[Var, frozenset[int]]]:
+        """Groups whose previous states, and whose new states, each variable depends on."""
+        previous = {v: frozenset({g}) for v, (g, _) in self.enters.items()}
+        new: dict[Var, frozenset[int]] = {}
+        for eqn in self.minfo.jaxpr.eqns:
+            read = list(reads(eqn))
+            behind_previous = _NONE.union(*(previous.get(v, _NONE) for v in read))
+            behind_new = _NONE.union(*(new.get(v, _NONE) for v in read))
+            for v in eqn.outvars:
+                if behind_previous:
+                    previous[v] = behind_previous
+                own = behind_new.union(g for g, _ in self.leaves.get(v, ()))
+                if own:
+                    new[v] = own
+        return previous, new
+
+    def _view(self, v: Var, view: _View) -> _View:
+        return _View(view.cut & self.behind_previous.get(v, _NONE), view.inside & self.behind_new.get(v, _NONE))
+
+    def _below(self, v: Var, view: _View) -> _View:
+        """The view that the computation of `v` itself takes of its operands."""
+        return _View(view.cut, view.inside.union(g for g, _ in self.leaves.get(v, ())))
+
+    def rewrite(self, cuts: dict[Var, frozenset[int]], observed: tuple[Var, ...]) -> PerturbedStep:
+        program = self.minfo.jaxpr
+        views = self._demand(cuts, observed)
+        self._env: dict[tuple[Var, _View], Var] = {}
+        self._eqns: list[JaxprEqn] = []
+        for v in program.invars:
+            for view in views.get(v, ()):
+                self._env[v, view] = self._enter(v, view)
+        for eqn in program.eqns:
+            self._emit(eqn, views, cuts.get(eqn.outvars[0], _NONE))
+
+        outputs = [self._read(v, _View()) for v in self.minfo.out_outvars]
+        delta_of = dict(zip((s.path for s in self.minfo.hidden), self.new, strict=True))
+        for state in self.minfo.states:
+            values = [self._read(v, _View()) for v in state.outvars]
+            if state.path in delta_of and state.outvars[0] not in self.leaves:  # left as it was
+                values = [self._add(values[0], delta_of[state.path])]
+            outputs += values
+        observations = [self._env[v, min(views[v], key=_by_size)] for v in observed]
+        recalls = frozenset(g for v, (g, _) in self.enters.items() if any(g not in w.cut for w in views.get(v, ())))
+        inputs = [*program.invars, *self.weights, *self.previous, *self.new, *self.deltas]
+        return PerturbedStep(build_jaxpr(inputs, [*outputs, *observations], self._eqns, like=program), observed, recalls)
+
+    def _demand(self, cuts: dict[Var, frozenset[int]], observed: tuple[Var, ...]) -> dict[Var, dict[_View, None]]:
+        """Which views of each variable its readers ask for."""
+        views: dict[Var, dict[_View, None]] = {}
+
+        def ask(v: Any, view: _View) -> None:
+            if not isinstance(v, Literal):
+                views.setdefault(v, {}).setdefault(self._view(v, view))
+
+        for v in self.minfo.jaxpr.outvars:
+            ask(v, _View())
+        for eqn in reversed(self.minfo.jaxpr.eqns):
+            for v in eqn.outvars:
+                if v in observed and v not in views:
+                    ask(v, _View())
+            swapped = self.operands.get(eqn.outvars[0], {})
+            for view in self._computed(eqn, views):
+                below = _View(view.cut | cuts.get(eqn.outvars[0], _NONE), view.inside)
+                for i, v in enumerate(eqn.invars):
+                    if i not in swapped:
+                        ask(v, below)
+        for v in self.minfo.jaxpr.invars:
+            if v in observed and v not in views:
+                ask(v, _View())
+        return views
+
+    def _computed(self, eqn: JaxprEqn, views: dict[Var, dict[_View, None]]) -> dict[_View, None]:
+        """The views in which `eqn` is evaluated."""
+        wanted = {self._below(v, view): None for v in eqn.outvars for view in views.get(v, ())}
+        return wanted or ({_View(): None} if eqn.effects else {})
+
+    def _enter(self, v: Var, view: _View) -> Var:
+        if v not in self.enters or self.enters[v][0] in view.cut:
+            return v
+        return self._add(v, self.enters[v][1])
+
+    def _emit(self, eqn: JaxprEqn, views: dict[Var, dict[_View, None]], cut: frozenset[int]) -> None:
+        swapped = self.operands.get(eqn.outvars[0], {})
+        raw: dict[_View, list[Var]] = {}
+        for view in self._computed(eqn, views):
+            below = _View(view.cut | cut, view.inside)
+            invars = [swapped.get(i) or self._read(v, below) for i, v in enumerate(eqn.invars)]
+            outvars = [v if isinstance(v, DropVar) else fresh_var(v.aval) for v in eqn.outvars]
+            self._eqns.append(eqn.replace(invars=invars, outvars=outvars))
+            raw[view] = [
+                self._add(out, self.delta_of[v]) if v in self.delta_of else out
+                for v, out in zip(eqn.outvars, outvars, strict=True)
+            ]
+        for i, v in enumerate(eqn.outvars):
+            for view in views.get(v, ()):
+                value = raw[self._below(v, view)][i]
+                for group, delta in self.leaves.get(v, ()):
+                    if group not in view.inside:
+                        value = self._add(value, delta)
+                self._env[v, view] = value
+
+    def _read(self, v: Any, view: _View) -> Any:
+        return v if isinstance(v, Literal) else self._env[v, self._view(v, view)]
+
+    def _add(self, value: Var, delta: Var) -> Var:
+        out = fresh_var(value.aval)
+        self._eqns.append(add_equation(value, delta, out))
+        return out
+
+
+def _by_size(view: _View) -> int:
+    return len(view.cut) + len(view.inside)
