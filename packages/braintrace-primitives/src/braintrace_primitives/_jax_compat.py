@@ -20,10 +20,13 @@ from jax.extend.core import JaxprEqn as JaxprEqn
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
 from jax.extend.core import Var as Var
+from jax.extend.core.primitives import add_jaxvals_p as add_jaxvals_p
+from jax.extend.core.primitives import closed_call_p as closed_call_p
 from jax.extend.core.primitives import cond_p as cond_p
 from jax.extend.core.primitives import custom_jvp_call_p as custom_jvp_call_p
 from jax.extend.core.primitives import custom_vjp_call_p as custom_vjp_call_p
 from jax.extend.core.primitives import jit_p as jit_p
+from jax.extend.core.primitives import name_p as name_p
 from jax.extend.core.primitives import remat_p as remat_p
 from jax.extend.core.primitives import scan_p as scan_p
 from jax.extend.core.primitives import stop_gradient_p as stop_gradient_p
