@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 Arrays = dict[str, Any]
 
@@ -44,6 +45,16 @@ class TraceRule:
 
     def __init__(self, fn: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], Any]):
         self.fn = fn
+
+    def expanded(self, index: Any) -> "TraceRule":
+        """The rule of this op followed by ``y.ravel()[index]``, for a y that is broadcast over positions.
+
+        Parameters
+        ----------
+        index : array of int
+            For each position the flat element of y that feeds it, -1 where none does (its factor is zero).
+        """
+        return GenericTraceRule(lambda x, weights, params: take(self.fn(x, weights, params), index))
 
     def pullback(self, xs: Any, weights: Mapping[str, Any], gs: Any, params: Mapping[str, Any]) -> Arrays:
         """Weight gradient of a window: the sum over time of ``gs[t] · ∂y[t]/∂w``, in one contraction.
@@ -158,7 +169,8 @@ class GenericTraceRule(TraceRule):
 
     def decay(self, trace, blocks, params):
         def step(old):
-            return mix(blocks.reshape(*blocks.shape, *(1,) * (old.ndim + 1 - blocks.ndim)), old)
+            aligned = blocks.reshape(*blocks.shape, *(1,) * (old.ndim + 1 - blocks.ndim))
+            return mix(aligned, old).astype(old.dtype)
 
         return {name: step(old) for name, old in trace.items()}
 
@@ -168,11 +180,27 @@ class GenericTraceRule(TraceRule):
         }
 
 
+def take(y: Any, index: Any) -> Any:
+    """``y.ravel()[index]``; an index of -1 takes any element."""
+    return jnp.take(y.reshape(-1), jnp.maximum(index, 0))
+
+
 def mix(blocks: Any, trace: Any) -> Any:
-    """``sum_r blocks[:, r] · trace[r]`` for blocks (S, S, ...) that broadcast against trace (S, ...)."""
+    """``sum_r blocks[:, r] · trace[r]`` for blocks (R, S, ...) that broadcast against trace (S, ...)."""
     # S is small: unrolled, the sum fuses into one pass over the trace, which a batched product does not.
-    terms = (blocks[:, r] * trace[r] for r in range(trace.shape[0]))
-    return functools.reduce(operator.add, terms).astype(trace.dtype)
+    return functools.reduce(operator.add, (blocks[:, r] * trace[r] for r in range(trace.shape[0])))
+
+
+def sum_leading(terms: Any, count: int) -> Any:
+    """Sum over the first `count` axes."""
+    if count == 0 or explicit_sharding(terms) is not None:
+        return terms.sum(tuple(range(count)))
+    # XLA's reduction over leading axes is an order of magnitude slower than a product with ones on CPU.
+    return jax.lax.platform_dependent(
+        terms,
+        cpu=lambda terms: jnp.tensordot(jnp.ones(terms.shape[:count], terms.dtype), terms, count),
+        default=lambda terms: terms.sum(tuple(range(count))),
+    )
 
 
 def cast_like(value: Any, weight: Any) -> Any:
@@ -185,3 +213,9 @@ def cast_like(value: Any, weight: Any) -> Any:
 def in_precision_of(factors: Any, xs: Any) -> Any:
     """`xs` in the precision of `factors`; complex input stays complex."""
     return xs.astype(jnp.result_type(factors, xs) if jnp.iscomplexobj(xs) else factors.dtype)
+
+
+def explicit_sharding(array: Any) -> Any:
+    """The sharding of `array` where its mesh has explicit axes, else None."""
+    sharding = jax.typeof(array).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None

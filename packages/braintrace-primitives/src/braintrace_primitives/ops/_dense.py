@@ -1,45 +1,16 @@
 """Dense products: ``y = x @ weight + bias`` with any number of leading axes on x."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
 from braintrace_primitives._primitive import register_primitive, trainables_with_bias
-from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix
 from braintrace_primitives._units import in_unit, join, product, split
+
 from ._operands import as_input, as_weight, misfit
+from ._product import Equation, ProductTraceRule
 
 _WHERE = "matmul(x, weight, bias)"
-
-
-class DenseTraceRule(TraceRule):
-    """Trace (S, ..., I, O) for the weight and (S, ..., O) for the bias, ``...`` being the leading axes of x.
-
-    Output o depends on column o of the weight only, so the trace of a position is ``F ⊗ x``.
-    """
-
-    def init(self, x, weights, y, num_states, params, dtype):
-        lead, out = y.shape[:-1], y.shape[-1:]
-        shapes = {"weight": (*lead, x.shape[-1], *out), "bias": y.shape}
-        return {name: jnp.zeros((num_states, *shapes[name]), dtype) for name in weights}
-
-    def accumulate(self, xs, factors, weights, params):
-        trace = {"weight": jnp.einsum("t...i,ts...o->s...io", in_precision_of(factors, xs), factors)}
-        return trace | {"bias": factors.sum(0)} if "bias" in weights else trace
-
-    def decay(self, trace, blocks, params):
-        aligned = {"weight": blocks[..., None, :], "bias": blocks}
-        return {name: mix(aligned[name], old) for name, old in trace.items()}
-
-    def contract(self, trace, signal, weights, params):
-        aligned = {"weight": signal[..., None, :], "bias": signal}
-
-        def total(name, w):
-            terms = aligned[name] * trace[name]
-            return cast_like(terms.sum(tuple(range(terms.ndim - w.ndim))), w)
-
-        return {name: total(name, w) for name, w in weights.items()}
 
 
 def _matmul(x, weight, bias=None, *, has_bias):
@@ -47,11 +18,13 @@ def _matmul(x, weight, bias=None, *, has_bias):
     return y + bias if has_bias else y
 
 
+_trace_rule = functools.partial(ProductTraceRule, equation=lambda params: Equation("i", "io", "o"))
+
 etp_mm_p = register_primitive(
     "etp_mm",
     _matmul,
     trainable_invars=trainables_with_bias(weight=1),
-    trace_rule=DenseTraceRule,
+    trace_rule=_trace_rule,
     batched=True,
     leading_axes=True,
 )
@@ -59,7 +32,7 @@ etp_mv_p = register_primitive(
     "etp_mv",
     _matmul,
     trainable_invars=trainables_with_bias(weight=1),
-    trace_rule=DenseTraceRule,
+    trace_rule=_trace_rule,
     batched_form=etp_mm_p,
 )
 
@@ -74,8 +47,7 @@ def matmul(
 ) -> Any:
     """Marked product ``x @ weight + bias``.
 
-    Binds ``etp_mv`` for a vector and ``etp_mm`` for a batch of vectors; further leading axes are folded into
-    one.
+    Binds ``etp_mv`` for a vector and ``etp_mm`` for any number of leading axes.
 
     Parameters
     ----------
@@ -140,9 +112,5 @@ def matmul(
             )
         operands.append(bias)
     primitive = etp_mv_p if x.ndim == 1 else etp_mm_p
-    if x.ndim > 2:
-        operands[0] = x.reshape(-1, x.shape[-1])
     y = primitive.bind(*operands, has_bias=bias is not None)
-    if x.ndim > 2:
-        y = y.reshape(*x.shape[:-1], w.shape[1])
     return join(y, unit, kind)

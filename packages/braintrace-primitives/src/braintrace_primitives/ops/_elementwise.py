@@ -3,18 +3,23 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from braintrace_primitives._primitive import register_primitive
-from braintrace_primitives._trace_rule import TraceRule, cast_like, mix
+from braintrace_primitives._trace_rule import TraceRule, cast_like, mix, take
 from braintrace_primitives._units import join, split
+
 from ._operands import as_weight
 
 _WHERE = "element_wise(weight, fn)"
 
 
 class ElementwiseTraceRule(TraceRule):
-    """Trace (S, *y): the op is the identity."""
+    """Trace (S, *y): every element of y is one element of the weight."""
+
+    def expanded(self, index):
+        return ElementwiseTraceRule(lambda x, weights, params: take(self.fn(x, weights, params), index))
 
     def init(self, x, weights, y, num_states, params, dtype):
         return {"weight": jnp.zeros((num_states, *y.shape), dtype)}
@@ -23,10 +28,17 @@ class ElementwiseTraceRule(TraceRule):
         return {"weight": factors.sum(0)}
 
     def decay(self, trace, blocks, params):
-        return {"weight": mix(blocks, trace["weight"])}
+        return {"weight": mix(blocks, trace["weight"]).astype(trace["weight"].dtype)}
 
     def contract(self, trace, signal, weights, params):
-        return {"weight": cast_like((signal * trace["weight"]).sum(0), weights["weight"])}
+        w = weights["weight"]
+        total = (signal * trace["weight"]).sum(0)
+        transpose = jax.linear_transpose(lambda w: self.fn(None, {"weight": w}, params), _abstract(w, total.dtype))
+        return {"weight": cast_like(transpose(total)[0], w)}
+
+
+def _abstract(weight, dtype):
+    return jax.ShapeDtypeStruct(weight.shape, dtype)
 
 
 def _identity(weight):
