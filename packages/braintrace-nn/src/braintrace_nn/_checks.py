@@ -4,12 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from brainstate.nn import Module
 
 from ._errors import InputShapeError, InputTypeError, MissingStateError
 
 
-def describe(module: Module) -> str:
+def describe(module: Any) -> str:
     """Kind, name and sizes of a module, for messages."""
     name = f" '{module.name}'" if module.name else ""
     return f"{type(module).__name__}{name} (in_size={module.in_size}, out_size={module.out_size})"
@@ -21,7 +20,7 @@ def shape_text(x: Any) -> str:
     return f"{x.dtype}[{','.join(map(str, x.shape))}]{unit}"
 
 
-def floats(module: Module, x: Any) -> Any:
+def floats(module: Any, x: Any) -> Any:
     """`x` as an array or quantity of floats, real or complex; booleans (spikes) count as numbers."""
     x = x if hasattr(x, "dtype") else jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact) and x.dtype != jnp.bool_:
@@ -35,7 +34,7 @@ def floats(module: Module, x: Any) -> Any:
     return x
 
 
-def features(module: Module, x: Any, num_features: int) -> Any:
+def features(module: Any, x: Any, num_features: int) -> Any:
     """`x` as floating-point numbers whose last axis holds `num_features`."""
     x = floats(module, x)
     if x.ndim == 0 or x.shape[-1] != num_features:
@@ -49,7 +48,7 @@ def features(module: Module, x: Any, num_features: int) -> Any:
     return x
 
 
-def step_input(module: Module, x: Any, batch_shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def step_input(module: Any, x: Any, batch_shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """`x` as the input of one time step: plain, ``(*batch_shape, *in_size)``, in the type of the state."""
     x = floats(module, x)
     if hasattr(x, "unit"):
@@ -75,7 +74,7 @@ def step_input(module: Module, x: Any, batch_shape: tuple[int, ...], dtype: Any)
     return x.astype(dtype)
 
 
-def _reject_step_shape(module: Module, x: jax.Array, batch_shape: tuple[int, ...]) -> None:
+def _reject_step_shape(module: Any, x: jax.Array, batch_shape: tuple[int, ...]) -> None:
     lead, tail = x.shape[: -len(module.in_size)], x.shape[-len(module.in_size) :]
     if tail != module.in_size:
         what, fix = "The input has the wrong feature size.", "build the cell with the in_size of the data"
@@ -95,7 +94,7 @@ def _reject_step_shape(module: Module, x: jax.Array, batch_shape: tuple[int, ...
     )
 
 
-def require_states(module: Module, names: tuple[str, ...]) -> list[Any]:
+def require_states(module: Any, names: tuple[str, ...]) -> list[Any]:
     """The hidden states of these names, once ``init_state`` has made them."""
     missing = [name for name in names if not hasattr(module, name)]
     if missing:

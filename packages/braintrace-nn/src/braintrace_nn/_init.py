@@ -12,7 +12,7 @@ from brainstate.nn import init
 
 from ._errors import ConfigurationError
 
-Initializer: TypeAlias = Callable[[Sequence[int]], Any] | jax.typing.ArrayLike
+Initializer: TypeAlias = Callable[[tuple[int, ...]], Any] | jax.typing.ArrayLike
 Size: TypeAlias = int | Sequence[int]
 
 KAIMING_NORMAL = init.KaimingNormal()
@@ -57,6 +57,12 @@ def draw(initializer: Callable, shape: tuple[int, ...]) -> Any:
         return initializer(shape).astype(dtype)
 
 
+def broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` can be spread over `target`."""
+    aligned = zip(shape[::-1], target[::-1], strict=False)
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in aligned)
+
+
 def parameter(initializer: Initializer, shape: tuple[int, ...], name: str) -> Any:
     """Initial value of a parameter of the given shape.
 
@@ -77,30 +83,43 @@ def parameter(initializer: Initializer, shape: tuple[int, ...], name: str) -> An
     ConfigurationError
         If the value has another shape.
     """
-    if callable(initializer):
-        value = draw(initializer, shape)
-    elif np.ndim(initializer) == 0:
-        value = jnp.full(shape, initializer, environ.dftype())
-    else:
-        value = jax.tree.map(jnp.asarray, initializer)
-    if value.shape != shape:
+    value = _value(initializer, shape)
+    if value.shape not in (shape, ()):
         raise ConfigurationError(
             f"`{name}` has the wrong shape.", found=f"shape {value.shape}", expected=f"shape {shape}"
         )
-    return value
+    return _spread(value, shape)
 
 
-def initial_state(initializer: Initializer, size: tuple[int, ...], batch_size: int | None) -> Any:
+def initial_state(initializer: Initializer, size: tuple[int, ...], batch_size: int | None, name: str) -> Any:
     """Initial value of a hidden state: shape ``size``, or ``(batch_size, *size)``."""
     if batch_size is not None and (not isinstance(batch_size, (int, np.integer)) or batch_size < 1):
         raise ConfigurationError(
             "`batch_size` is not a batch size.", found=repr(batch_size), expected="None or a positive integer"
         )
     shape = size if batch_size is None else (int(batch_size), *size)
+    value = _value(initializer, shape)
+    if not broadcasts(value.shape, shape):
+        raise ConfigurationError(
+            f"`{name}` has the wrong shape.",
+            found=f"shape {value.shape}",
+            expected=f"a shape that broadcasts to {shape}",
+        )
+    return _spread(value, shape)
+
+
+def _value(initializer: Initializer, shape: tuple[int, ...]) -> Any:
     if callable(initializer):
         return draw(initializer, shape)
-    dtype = environ.dftype() if isinstance(initializer, (int, float)) else None
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.asarray(leaf, dtype), shape), initializer)
+
+    def array(leaf: Any) -> jax.Array:
+        return jnp.asarray(leaf, environ.dftype() if isinstance(leaf, (int, float)) else None)
+
+    return jax.tree.map(array, initializer)
+
+
+def _spread(value: Any, shape: tuple[int, ...]) -> Any:
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), value)
 
 
 def activation_function(activation: str | Callable) -> Callable:

@@ -9,17 +9,16 @@ from braintrace_primitives import matmul
 
 from ._checks import features
 from ._errors import ConfigurationError
-from ._init import KAIMING_NORMAL, ZEROS, Initializer, Size, matching_sizes, parameter
-from ._repr import ShortRepr
+from ._init import KAIMING_NORMAL, ZEROS, Initializer, Size, broadcasts, matching_sizes, parameter
+from ._layer import Layer
 
 
 def weight_mask(mask: Any, weight: Any) -> Any:
     """A mask (array, initialiser or None) in the type of the weight that it multiplies."""
     if mask is None:
         return None
-    value = mask(weight.shape) if callable(mask) else jnp.asarray(mask)
-    aligned = zip(value.shape[::-1], weight.shape[::-1], strict=False)
-    if value.ndim > weight.ndim or any(m not in (1, n) for m, n in aligned):
+    value: Any = mask(weight.shape) if callable(mask) else jnp.asarray(mask)
+    if not broadcasts(value.shape, weight.shape):
         raise ConfigurationError(
             "`w_mask` does not fit the weight.",
             found=f"shape {value.shape}",
@@ -28,7 +27,7 @@ def weight_mask(mask: Any, weight: Any) -> Any:
     return value.astype(weight.dtype)
 
 
-class Linear(ShortRepr, brainstate.nn.Module):
+class Linear(Layer):
     r"""Dense layer whose weight is learnt online.
 
     .. math:: y = x (W \odot M) + b

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from braintrace_nn._checks import require_states, step_input
 from braintrace_nn._init import Initializer, Size, initial_state, matching_sizes
+from braintrace_nn._layer import Layer
 from braintrace_nn._linear import Linear
-from braintrace_nn._repr import ShortRepr
 
 
 def concat(x: jax.Array, h: jax.Array) -> jax.Array:
@@ -17,7 +17,7 @@ def concat(x: jax.Array, h: jax.Array) -> jax.Array:
     return jnp.concatenate([x, h], axis=-1)
 
 
-class RecurrentCell(ShortRepr, brainstate.nn.RNNCell):
+class RecurrentCell(Layer, brainstate.nn.RNNCell):
     """Base class of cells that advance their hidden states by one time step per call.
 
     A subclass names its states in ``state_names``, makes its parameters in ``__init__`` and writes its
@@ -67,7 +67,7 @@ class RecurrentCell(ShortRepr, brainstate.nn.RNNCell):
             state.value = self._initial(batch_size)
 
     def _initial(self, batch_size: int | None) -> Any:
-        return initial_state(self.state_init, self.state_size, batch_size)
+        return initial_state(self.state_init, self.state_size, batch_size, "state_init")
 
     def read(self, x: Any) -> tuple[Any, ...]:
         """The checked input, then the value of every hidden state in the order of ``state_names``."""

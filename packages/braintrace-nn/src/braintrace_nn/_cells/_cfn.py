@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import brainstate
 from jax.nn import sigmoid
 
 from braintrace_nn._init import ORTHOGONAL, ZEROS, Initializer, Size, activation_function
@@ -54,6 +55,8 @@ class CFNCell(RecurrentCell):
     >>> cell(jnp.ones((2, 4))).shape
     (2, 3)
     """
+
+    h: brainstate.HiddenState
 
     def __init__(
         self,

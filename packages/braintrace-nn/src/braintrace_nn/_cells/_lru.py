@@ -72,6 +72,8 @@ class LRUCell(RecurrentCell):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("h_re", "h_im")
+    h_re: brainstate.HiddenState
+    h_im: brainstate.HiddenState
 
     def __init__(
         self,

@@ -56,6 +56,8 @@ class LSTMCell(RecurrentCell):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("c", "h")
+    c: brainstate.HiddenState
+    h: brainstate.HiddenState
 
     def __init__(
         self,
@@ -133,6 +135,8 @@ class URLSTMCell(RecurrentCell):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("c", "h")
+    c: brainstate.HiddenState
+    h: brainstate.HiddenState
 
     def __init__(
         self,
@@ -166,5 +170,5 @@ class URLSTMCell(RecurrentCell):
 
 def _uniform_gate_bias(shape: tuple[int, ...]) -> Any:
     margin = 1 / max(shape[-1], 2)
-    u = brainstate.random.uniform(margin, 1 - margin, shape, dtype=brainstate.environ.dftype())
+    u: Any = brainstate.random.uniform(margin, 1 - margin, shape, dtype=brainstate.environ.dftype())
     return jnp.log(u) - jnp.log1p(-u)

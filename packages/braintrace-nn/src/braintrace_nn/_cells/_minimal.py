@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import brainstate
 from jax.nn import sigmoid
 
 from braintrace_nn._init import ORTHOGONAL, ZEROS, Initializer, Size
@@ -55,6 +56,8 @@ class MinimalRNNCell(RecurrentCell):
     >>> cell(jnp.ones((2, 4))).shape
     (2, 3)
     """
+
+    h: brainstate.HiddenState
 
     def __init__(
         self,
@@ -121,6 +124,8 @@ class MiniGRU(RecurrentCell):
     (2, 3)
     """
 
+    h: brainstate.HiddenState
+
     def __init__(
         self,
         in_size: Size,
@@ -182,6 +187,8 @@ class MiniLSTM(RecurrentCell):
     >>> cell(jnp.ones((2, 4))).shape
     (2, 3)
     """
+
+    h: brainstate.HiddenState
 
     def __init__(
         self,

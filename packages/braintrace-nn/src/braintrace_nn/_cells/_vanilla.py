@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import brainstate
+
 from braintrace_nn._init import XAVIER_NORMAL, ZEROS, Initializer, Size, activation_function
 
 from ._base import RecurrentCell, concat
@@ -46,6 +48,8 @@ class ValinaRNNCell(RecurrentCell):
     >>> cell(jnp.ones((2, 4))).shape
     (2, 3)
     """
+
+    h: brainstate.HiddenState
 
     def __init__(
         self,

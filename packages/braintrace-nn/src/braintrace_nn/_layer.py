@@ -1,7 +1,8 @@
-"""How a layer prints itself: sizes and names, no initialisers and no numbers."""
+"""The base of all layers: typed sizes, and a printed form of sizes and names."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import brainstate
 import jax
 
 from ._checks import shape_text
@@ -16,11 +17,17 @@ class _Verbatim(str):
         return str(self)
 
 
-class ShortRepr:
-    """Mixin of layers: arrays print as ``float32[4,3]``, functions by name, initialisers not at all."""
+class Layer(brainstate.nn.Module):
+    """A module that prints arrays as ``float32[4,3]``, functions by name, and initialisers not at all."""
+
+    if TYPE_CHECKING:
+        in_size: tuple[int, ...]
+        out_size: tuple[int, ...]
+
+        def __init__(self, name: str | None = None): ...
 
     def __pretty_repr_item__(self, name: str, value: Any) -> tuple[str, Any] | None:
-        item = super().__pretty_repr_item__(name, value)  # pyright: ignore[reportAttributeAccessIssue]
+        item = super().__pretty_repr_item__(name, value)
         if item is None or name.endswith("_init"):
             return None
         name, value = item
