@@ -14,6 +14,7 @@ nox.options.sessions = ["tests"]
 
 ROOT = pathlib.Path(__file__).parent
 PACKAGES = ("braintrace-primitives", "braintrace-compiler", "braintrace-nn", "braintrace-algos", "braintrace")
+EXTRAS = {"braintrace-algos": "[progress]", "braintrace": "[demo]"}
 TEST_TOOLS = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "test")
 LINT_TOOLS = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "lint")
 ENV = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
@@ -21,7 +22,7 @@ ENV = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
 
 def install_packages(session: nox.Session, *options: str) -> None:
     """Install the five packages as they stand in the tree, in one command so that they find each other."""
-    folders = [f"packages/{name}" for name in PACKAGES[:-1]] + [f"packages/{PACKAGES[-1]}[demo]"]
+    folders = [f"packages/{name}{EXTRAS.get(name, '')}" for name in PACKAGES]
     session.install(*options, *(word for folder in folders for word in ("-e", folder)))
 
 

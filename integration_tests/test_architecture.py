@@ -55,12 +55,23 @@ def imports_of(text):
             found.extend(
                 Import(f"{node.module}.{alias.name}", at_import_time, node.lineno) for alias in node.names
             )
-        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         for child in ast.iter_child_nodes(node):
-            visit(child, at_import_time and not inside)
+            visit(child, at_import_time and not can_do_without(node))
 
     visit(ast.parse(text), True)
     return found
+
+
+def can_do_without(node):
+    """Whether a package imports well where the imports inside `node` are not installed."""
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+            return True
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+            return True
+        case ast.Try(handlers=[ast.ExceptHandler(type=ast.Name(id="ImportError"))]):
+            return True
+    return False
 
 
 def import_names(requirements):
@@ -69,7 +80,7 @@ def import_names(requirements):
 
 
 def undeclared_imports(text, package, dependencies, extras=()):
-    """Imports of `text` that `package` does not declare; an extra serves only inside a function."""
+    """Imports of `text` that `package` does not declare; an extra serves where one can do without."""
     always = {package, *sys.stdlib_module_names, *import_names(dependencies)}
     within_functions = always | import_names(extras)
     return [
@@ -143,6 +154,9 @@ def test_only_the_compatibility_module_imports_what_jax_moves():
         ("def f():\n    import torch", ["line 2: torch"]),
         ("import rich", ["line 1: rich"]),
         ("def f():\n    from rich.table import Table", []),
+        ("if TYPE_CHECKING:\n    from rich.table import Table", []),
+        ("if TYPE_CHECKING:\n    import torch", ["line 2: torch"]),
+        ("try:\n    import rich\nexcept ImportError:\n    rich = None", []),
         ("from . import _errors\nimport jax.numpy as jnp\nfrom braintrace_nn import Linear", []),
     ],
 )

@@ -1,0 +1,1 @@
+"""Module path of the founding notebook for parts of the compiler."""

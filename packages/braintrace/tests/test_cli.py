@@ -1,0 +1,90 @@
+"""The command line, as a person types it."""
+
+import subprocess
+import sys
+
+import pytest
+
+import braintrace
+from braintrace import _cli, _demo
+from braintrace._cli import main
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["inspect"], ["doctor"]])
+def test_help_is_there(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([*command, "--help"])
+    assert done.value.code == 0
+    assert "usage: python -m braintrace" in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"braintrace {braintrace.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["trian"],
+        ["demo", "--epochs", "0"],
+        ["demo", "--cell", "gnu"],
+        ["inspect", "m:f"],
+        ["doctor", "x"],
+    ],
+)
+def test_a_mistyped_command_is_refused_with_the_usage(words, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    assert done.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_inspect_prints_a_report(capsys):
+    assert main(["inspect", "braintrace._demo_training:default_model", "--input-shape", "8"]) == 0
+    assert "cell.Wz.weight" in capsys.readouterr().out
+
+
+def test_an_unknown_algorithm_lists_the_known_ones(capsys):
+    words = ["inspect", "braintrace._demo_training:default_model", "--input-shape", "8"]
+    assert main([*words, "--algorithm", "d_trrl"]) == 2
+    assert "d_rtrl" in capsys.readouterr().err
+
+
+def test_doctor_tells_a_wrong_gradient(monkeypatch, capsys):
+    monkeypatch.setattr("braintrace._doctor.gradient_error", lambda: 0.3)
+    assert main(["doctor"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_doctor_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "braintrace", "doctor"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "online gradient" in done.stdout
+    assert "right" in done.stdout
+
+
+def test_the_demo_gets_the_options(monkeypatch):
+    seen = []
+    monkeypatch.setattr(_cli, "run_demo", seen.append)
+    words = ["demo", "--epochs=2", "--hidden=3", "--cell=lstm", "--batch-size=4", "--seed=5", "--out=a/b.png"]
+    assert main(words) == 0
+    (config,) = seen
+    assert (config.epochs, config.hidden, config.cell, config.batch_size, config.seed) == (2, 3, "lstm", 4, 5)
+    assert config.out.parts == ("a", "b.png")
+
+
+def test_a_missing_extra_names_the_command_to_run(monkeypatch, capsys):
+    find = _demo.importlib.util.find_spec
+    monkeypatch.setattr(
+        _demo.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "sklearn" else find(name, *rest),
+    )
+    assert main(["demo"]) == 2
+    assert "python -m pip install" in (shown := capsys.readouterr().err)
+    assert "scikit-learn" in shown
