@@ -14,9 +14,7 @@ _OPENED_FOR_ETP = {remat_p: "jaxpr", custom_jvp_call_p: "call_jaxpr", custom_vjp
 
 def holds_etp(jaxpr: Any) -> bool:
     """Whether an ETP operation stands in `jaxpr`, at any depth."""
-    return any(
-        is_etp_primitive(eqn.primitive) or any(holds_etp(body) for body in bodies(eqn)) for eqn in jaxpr.eqns
-    )
+    return any(is_etp_primitive(eqn.primitive) or any(holds_etp(body) for body in bodies(eqn)) for eqn in jaxpr.eqns)
 
 
 def _transparent(eqn: JaxprEqn) -> str | None:

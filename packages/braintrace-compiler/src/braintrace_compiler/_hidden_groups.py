@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import brainstate
 import numpy as np
+
 from braintrace_primitives import is_etp_primitive
 
 from ._diagnostics import Path
@@ -19,7 +20,7 @@ class HiddenGroup(NamedTuple):
     Attributes
     ----------
     index : int
-        Groups are numbered by their first state, in the order of the model's states.
+        Groups are numbered by their first state, in the order in which a step touches the states.
     hidden_paths : tuple of paths
     hidden_states : tuple of brainstate.HiddenState
     hidden_invars, hidden_outvars : tuple of Var
@@ -60,7 +61,9 @@ def new_states(groups: Sequence[HiddenGroup]) -> set[Var]:
     return {v for g in groups for v in g.hidden_outvars if not isinstance(v, Literal)}
 
 
-def find_hidden_groups_from_minfo(minfo: ModuleInfo) -> tuple[tuple[HiddenGroup, ...], dict[Path, HiddenGroup]]:
+def find_hidden_groups_from_minfo(
+    minfo: ModuleInfo,
+) -> tuple[tuple[HiddenGroup, ...], dict[Path, HiddenGroup]]:
     """Group the hidden states of a model.
 
     Two states share a group when the previous value of one reaches the new value of the other by a path that crosses

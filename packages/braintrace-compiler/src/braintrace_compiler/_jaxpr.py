@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
 from braintrace_primitives._jax_compat import (
     DropVar,
     Jaxpr,
@@ -32,21 +33,21 @@ __all__ = [
     "Var",
     "add_equation",
     "between",
+    "bodies",
     "build_jaxpr",
     "build_producer_map",
     "differentiable",
     "eval_jaxpr",
     "fresh_var",
     "inline",
+    "jit_body",
     "name_literal_outputs",
     "needed",
-    "reads",
     "reached",
     "reaching",
+    "reads",
     "slice_program",
     "source_line",
-    "bodies",
-    "jit_body",
     "sub_program",
 ]
 
@@ -175,7 +176,9 @@ def sub_program(eqn: JaxprEqn, name: str) -> tuple[Jaxpr, list[Any]]:
     return make_jaxpr_without_consts(eqn.params[name])
 
 
-def inline(jaxpr: Jaxpr, consts: Sequence[Any], transparent: Callable[[JaxprEqn], str | None]) -> tuple[Jaxpr, list[Any]]:
+def inline(
+    jaxpr: Jaxpr, consts: Sequence[Any], transparent: Callable[[JaxprEqn], str | None]
+) -> tuple[Jaxpr, list[Any]]:
     """Replace call equations by their bodies, at any depth.
 
     Parameters

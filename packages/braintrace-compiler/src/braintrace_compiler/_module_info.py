@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import brainstate
 import jax
-from braintrace_primitives._jax_compat import Jaxpr, Var, build_jaxpr, make_jaxpr_without_consts
+
+from braintrace_primitives._jax_compat import Jaxpr, Var, make_jaxpr_without_consts
 
 from ._canonicalize import canonicalize
 from ._diagnostics import Path
-
 
 GLOBAL = "<global>"
 
@@ -60,7 +60,7 @@ class ModuleInfo(NamedTuple):
         Structures of the arguments (a tuple) and of the model's output.
     arg_invars, out_outvars : tuple of Var
     states : tuple of StateInfo
-        In the order of the model's states.
+        In the order in which the step first touches them.
     """
 
     jaxpr: Jaxpr
@@ -161,14 +161,6 @@ def extract_module_info(model: Callable[..., Any], *args: Any) -> ModuleInfo:
         _state_info(state, in_model.get(id(state), (GLOBAL, state.name or type(state).__name__, i)), inputs, outputs)
         for i, state in enumerate(states)
     ]
-    order = {path: i for i, path in enumerate(in_model.values())}
-    infos.sort(key=lambda s: order.get(s.path, len(order)))
-    program = build_jaxpr(
-        [*program.invars[: len(consts)], *arg_invars, *(v for s in infos for v in s.invars)],
-        [*out_outvars, *(v for s in infos for v in s.outvars)],
-        program.eqns,
-        like=program,
-    )
     return ModuleInfo(program, tuple(consts), args_tree, out_tree, arg_invars, out_outvars, tuple(infos))
 
 

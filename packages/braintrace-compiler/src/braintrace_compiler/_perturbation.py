@@ -16,11 +16,23 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import brainstate
+
 from braintrace_primitives._jax_compat import DropVar
 
 from ._diagnostics import Path
 from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo, is_marked
-from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, add_equation, build_jaxpr, fresh_var, reached, reaching, reads
+from ._jaxpr import (
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    add_equation,
+    build_jaxpr,
+    fresh_var,
+    reached,
+    reaching,
+    reads,
+)
 from ._module_info import ModuleInfo
 from ._relations import (
     LocalTransition,
@@ -29,7 +41,6 @@ from ._relations import (
     find_marked_operations,
     make_weight_program,
 )
-
 
 _NONE: frozenset[int] = frozenset()
 
@@ -226,7 +237,9 @@ class _Rewriter:
         observations = [self._env[v, min(views[v], key=_by_size)] for v in observed]
         recalls = frozenset(g for v, (g, _) in self.enters.items() if any(g not in w.cut for w in views.get(v, ())))
         inputs = [*program.invars, *self.weights, *self.previous, *self.new, *self.deltas]
-        return PerturbedStep(build_jaxpr(inputs, [*outputs, *observations], self._eqns, like=program), observed, recalls)
+        return PerturbedStep(
+            build_jaxpr(inputs, [*outputs, *observations], self._eqns, like=program), observed, recalls
+        )
 
     def _demand(self, cuts: dict[Var, frozenset[int]], observed: tuple[Var, ...]) -> dict[Var, dict[_View, None]]:
         """Which views of each variable its readers ask for."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from braintrace_primitives import ETPPrimitiveSpec, get_primitive_spec
 from braintrace_primitives._jax_compat import Primitive
 
@@ -36,9 +37,9 @@ class MarkedOperation(NamedTuple):
     eqn : JaxprEqn
     spec : ETPPrimitiveSpec
     weight_vars : mapping
-        Trainable name -> the operand, where a parameter stands behind it.
+        Trainable name -> the operand.
     weight_paths : mapping
-        Trainable name -> paths of the parameters behind that operand.
+        Trainable name -> paths of the parameters behind that operand; none behind a constant.
     source : str
         The user's line.
     """
@@ -52,7 +53,7 @@ class MarkedOperation(NamedTuple):
     @property
     def weight_path(self) -> Path:
         """Path of the first parameter behind the operation."""
-        return next(iter(self.weight_paths.values()))[0]
+        return self.parameter_paths[0]
 
     def index_of(self, name: str) -> int:
         """Position of a trainable operand among the operands."""
@@ -187,12 +188,17 @@ def trace_var_to_param(
     return path, tuple(eqn for key, eqn in in_order.items() if key in chain)
 
 
-def find_marked_operations(minfo: ModuleInfo) -> tuple[tuple[MarkedOperation, ...], tuple[CompilationRecord, ...]]:
+def find_marked_operations(
+    minfo: ModuleInfo,
+) -> tuple[tuple[MarkedOperation, ...], tuple[CompilationRecord, ...]]:
     """The marked operations that learn, in the order of the program, and records of those that do not trace.
 
     An operation whose weight depends on data or state, or on no parameter, is left to ordinary differentiation.
     """
-    varying = {*minfo.arg_invars, *(v for s in minfo.states if s.kind is not StateKind.PARAMETER for v in s.invars)}
+    varying = {
+        *minfo.arg_invars,
+        *(v for s in minfo.states if s.kind is not StateKind.PARAMETER for v in s.invars),
+    }
     in_time = reached(minfo.jaxpr.eqns, varying, derivative=False)
     paths_behind: dict[Var, tuple[Path, ...]] = {v: (p,) for v, p in minfo.invar_to_weight_path.items()}
     for eqn in minfo.jaxpr.eqns:
@@ -203,20 +209,20 @@ def find_marked_operations(minfo: ModuleInfo) -> tuple[tuple[MarkedOperation, ..
     for eqn in filter(is_marked, minfo.jaxpr.eqns):
         spec = get_primitive_spec(eqn.primitive)
         operands = {name: eqn.invars[i] for name, i in spec.trainable_invars(eqn.params).items()}
-        operands = {n: v for n, v in operands.items() if not isinstance(v, Literal) and v in paths_behind}
+        operands = {n: v for n, v in operands.items() if not isinstance(v, Literal)}
+        paths = {n: paths_behind.get(v, ()) for n, v in operands.items()}
         source = source_line(eqn)
-        if not operands:
+        if not any(paths.values()):
             kind, level, path = DiagnosticKind.RELATION_EXCLUDED_NO_PARAMSTATE, DiagnosticLevel.INFO, None
             message = f"ETP primitive {spec.name}: no parameter stands behind its weight. There is nothing to learn."
         elif any(v in in_time for v in operands.values()):
-            path = next(iter(paths_behind[v] for v in operands.values()))[0]
+            path = next(filter(None, paths.values()))[0]
             kind, level = DiagnosticKind.TIME_VARYING_WEIGHT, DiagnosticLevel.WARNING
             message = (
                 f"ETP primitive {spec.name} (weight={path}): its weight depends on data or state. "
                 "It is not traced; its gradient covers the current step only."
             )
         else:
-            paths = {n: paths_behind[v] for n, v in operands.items()}
             operations.append(MarkedOperation(eqn, spec, operands, paths, source))
             continue
         records.append(CompilationRecord(kind, level, message, eqn.primitive, path, context={"source": source}))
@@ -232,7 +238,10 @@ def make_weight_program(minfo: ModuleInfo, operations: Sequence[MarkedOperation]
 
 
 def find_local_transition(
-    minfo: ModuleInfo, group: HiddenGroup, groups: Sequence[HiddenGroup], operations: Sequence[MarkedOperation]
+    minfo: ModuleInfo,
+    group: HiddenGroup,
+    groups: Sequence[HiddenGroup],
+    operations: Sequence[MarkedOperation],
 ) -> tuple[LocalTransition, tuple[Feed, ...]]:
     """The local transition of `group`, and how each operation in it feeds the group's positions."""
     closed = new_states(groups) - set(group.hidden_outvars)

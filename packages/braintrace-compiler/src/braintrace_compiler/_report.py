@@ -46,7 +46,13 @@ class CompilationReport(NamedTuple):
             _table(
                 ("operation", "weight", "drives", "strict gradient", "trace"),
                 [
-                    (o["operation"], ", ".join(o["weights"]), o["drives"], o["strict"], _bytes(o["trace_bytes"]))
+                    (
+                        o["operation"],
+                        ", ".join(o["weights"]),
+                        o["drives"],
+                        o["strict"],
+                        _bytes(o["trace_bytes"]),
+                    )
                     for o in self.operations
                 ],
             ),
@@ -139,9 +145,7 @@ def trace_bytes(graph: "ETraceGraph", relation: HiddenParamOpRelation) -> int:
     return total
 
 
-def trace_elements(
-    relation: HiddenParamOpRelation, num_states: int, varshape: tuple[int, ...], kind: FeedKind
-) -> int:
+def trace_elements(relation: HiddenParamOpRelation, num_states: int, varshape: tuple[int, ...], kind: FeedKind) -> int:
     """Number of elements of the trace of one relation into one group."""
     operation = relation.operation
     params = operation.eqn.params

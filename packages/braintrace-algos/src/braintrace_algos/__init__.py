@@ -1,0 +1,16 @@
+"""Online learners for recurrent and spiking networks.
+
+`compile` makes a learner of a model; a learner is called like the model, gives online gradients under
+``brainstate.transform.grad``, and drives whole sequences with `etrace_grad` and `etrace_evolve`.
+"""
+
+from ._compile import compile as compile
+from ._errors import LearnerError as LearnerError
+from ._errors import LearnerTypeError as LearnerTypeError
+from ._errors import UnknownAlgorithmError as UnknownAlgorithmError
+from ._learner import ETraceState as ETraceState
+from ._learner import OnlineLearner as OnlineLearner
+from ._version import __version__ as __version__
+from .algorithms import BPTT as BPTT
+from .algorithms import D_RTRL as D_RTRL
+from .algorithms import ParamDimVjpAlgorithm as ParamDimVjpAlgorithm

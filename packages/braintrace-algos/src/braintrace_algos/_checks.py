@@ -1,0 +1,88 @@
+"""Checks of what users hand to a learner; all raise before any state is written."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._errors import LearnerError, LearnerTypeError
+from ._plan import Plan
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse a value that is not among `choices`."""
+    if value not in choices:
+        raise LearnerError(
+            f"`{name}` has no such choice.", found=repr(value), expected=" or ".join(repr(c) for c in choices)
+        )
+
+
+def describe(value: Any) -> str:
+    """Shape and dtype of an array, as ``f32[4,5]``."""
+    dtype = jnp.dtype(value.dtype)
+    short = f"{dtype.kind}{8 * dtype.itemsize}" if dtype.kind in "fiuc" else dtype.name
+    return f"{short}[{','.join(map(str, value.shape))}]"
+
+
+def check_arguments(plan: Plan, args: tuple[Any, ...]) -> list[Any]:
+    """The leaves of the arguments of one step, if they are shaped as those the model was compiled with."""
+    minfo = plan.graph.module_info
+    leaves, tree = jax.tree.flatten(args)
+    if tree != minfo.args_tree:
+        raise LearnerTypeError(
+            "The arguments of the step do not have the structure the model was compiled with.",
+            where="learner(*args)",
+            found=str(tree),
+            expected=str(minfo.args_tree),
+            fix="call the learner as the model was called in compile(model, algorithm, *example_inputs)",
+        )
+    for i, (leaf, var) in enumerate(zip(leaves, minfo.arg_invars, strict=True)):
+        shape = tuple(var.aval.shape) if plan.batch is None else (plan.batch, *var.aval.shape)
+        expected = jax.ShapeDtypeStruct(shape, var.aval.dtype)
+        leaf = leaves[i] = jnp.asarray(leaf)
+        where = f"learner(*args), input {i}"
+        if leaf.shape != shape:
+            raise LearnerError(
+                "An input of the step has another shape than the one the model was compiled with.",
+                where=where,
+                found=describe(leaf),
+                expected=describe(expected),
+                fix=_shape_advice(leaf.shape, shape),
+            )
+        if leaf.dtype != expected.dtype:
+            if not jnp.issubdtype(expected.dtype, jnp.inexact) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+                raise LearnerTypeError(
+                    "An input of the step has another dtype than the one the model was compiled with.",
+                    where=where,
+                    found=describe(leaf),
+                    expected=describe(expected),
+                    fix=f"convert it: x.astype({jnp.dtype(expected.dtype).name!r})",
+                )
+            leaves[i] = leaf.astype(expected.dtype)
+    return leaves
+
+
+def _shape_advice(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    if len(found) == len(expected) + 1 and found[1:] == expected:
+        return "pass one time step; for a sequence use etrace_grad, etrace_evolve or a loop"
+    if len(found) == len(expected) and found[1:] == expected[1:]:
+        return "the batch size is fixed by compile(..., batch_size=...): compile again for another one"
+    return "compile the model with an example input of the shape it will get"
+
+
+def check_state_shapes(plan: Plan) -> None:
+    """Refuse states that were given other shapes since the model was compiled."""
+    for info in plan.states:
+        for leaf, var in zip(jax.tree.leaves(info.state.value), info.invars, strict=True):
+            mapped = plan.batch is not None and info.path not in plan.parameters
+            shape = (plan.batch, *var.aval.shape) if mapped else tuple(var.aval.shape)
+            if tuple(leaf.shape) != shape or leaf.dtype != var.aval.dtype:
+                expected = jax.ShapeDtypeStruct(shape, var.aval.dtype)
+                raise LearnerError(
+                    "A state of the model has another shape or dtype than when it was compiled.",
+                    where=f"state {'.'.join(map(str, info.path))}",
+                    found=describe(leaf),
+                    expected=describe(expected),
+                    fix="call learner.reset_state(), or compile the model again",
+                )

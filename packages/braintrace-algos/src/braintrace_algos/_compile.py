@@ -1,0 +1,228 @@
+"""From a model to a learner."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from braintrace_compiler import (
+    CompilationError,
+    DiagnosticKind,
+    ETraceGraph,
+    NotSupportedError,
+    StateKind,
+    compile_etrace_graph,
+)
+
+from ._checks import describe
+from ._errors import LearnerError, LearnerTypeError, UnknownAlgorithmError
+from ._learner import OnlineLearner
+from .algorithms import BPTT, D_RTRL
+
+_ALGORITHMS: dict[str, type[OnlineLearner]] = {"d_rtrl": D_RTRL, "bptt": BPTT}
+
+
+def compile(
+    model: brainstate.nn.Module,
+    algorithm: type[OnlineLearner] | str,
+    *example_inputs: Any,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    verbose: int = 0,
+    vmap: bool = False,
+    **options: Any,
+) -> Any:
+    """Make a learner: initialise the model's states, trace one step, compile its graph.
+
+    Parameters
+    ----------
+    model : brainstate.nn.Module
+    algorithm : class or str
+        ``D_RTRL``, ``BPTT``, or their names in any case.
+    *example_inputs
+        Inputs of one time step, batched where `batch_size` is given; only shapes and dtypes matter.
+    batch_size : int, optional
+        Given to the model's ``init_state``; None initialises for a single sample.
+    seed : int, optional
+        Seeds brainstate's random numbers before the states are initialised.
+    verbose : {0, 1, 2}
+        1 prints the compilation report, 2 the diagnostics too.
+    vmap : bool
+        Map a single-sample model over `batch_size`; gradients are those of the batched model.
+    **options
+        Of the algorithm, such as ``vjp_method`` and ``window``.
+
+    Returns
+    -------
+    OnlineLearner
+
+    Raises
+    ------
+    UnknownAlgorithmError
+        If the name is not known.
+    CompilationError
+        If no marked operation drives a hidden state, or the model has none.
+    LearnerError
+        If `batch_size` and the example inputs do not fit.
+
+    Examples
+    --------
+    >>> import brainstate, jax.numpy as jnp
+    >>> from braintrace_primitives import matmul
+    >>> class Leaky(brainstate.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.w = brainstate.ParamState(jnp.ones((2, 3)))
+    ...     def init_state(self, batch_size=None):
+    ...         self.h = brainstate.HiddenState(jnp.zeros((batch_size, 3)))
+    ...     def update(self, x):
+    ...         self.h.value = 0.5 * self.h.value + matmul(x, self.w.value)
+    ...         return self.h.value
+    >>> learner = compile(Leaky(), "d_rtrl", jnp.zeros((5, 2)), batch_size=5)
+    >>> learner(jnp.ones((5, 2))).shape
+    (5, 3)
+    """
+    cls = find_algorithm(algorithm)
+    if vmap and batch_size is None:
+        raise LearnerTypeError("vmap=True maps a model over a batch.", expected="batch_size=<number of copies>")
+    examples = jax.tree.map(jnp.asarray, example_inputs)
+    if vmap:
+        examples = jax.tree.map(lambda x: _one_of(x, batch_size), examples)
+    if seed is not None:
+        brainstate.random.seed(seed)
+    initialise(model, None if vmap else batch_size)
+    graph = compile_etrace_graph(model, *examples)
+    require_learnable(graph, examples, batch_size)
+
+    if vmap:
+        refuse_shared_states(graph)
+        copy_states(graph, batch_size)
+    learner = cls(model, graph, batch_size=batch_size, mapped=vmap, **options)
+    if verbose:
+        print(learner.report)
+    if verbose > 1:
+        graph.explain()
+    return learner
+
+
+def find_algorithm(algorithm: type[OnlineLearner] | str) -> type[OnlineLearner]:
+    """The class that `algorithm` names."""
+    if isinstance(algorithm, type) and issubclass(algorithm, OnlineLearner):
+        return algorithm
+    known = sorted(_ALGORITHMS)
+    if not isinstance(algorithm, str):
+        raise LearnerTypeError(
+            "The algorithm must be a class or a name.",
+            where="compile(model, algorithm, ...)",
+            found=type(algorithm).__name__,
+            expected=f"an OnlineLearner class, or one of {known}",
+        )
+    name = algorithm.lower().replace("-", "_")
+    if name not in _ALGORITHMS:
+        raise UnknownAlgorithmError(
+            "There is no algorithm of this name.",
+            where="compile(model, algorithm, ...)",
+            found=repr(algorithm),
+            expected=f"one of {known}",
+        )
+    return _ALGORITHMS[name]
+
+
+def initialise(model: brainstate.nn.Module, batch_size: int | None) -> None:
+    """Initialise the states of a model.
+
+    State objects and parameters that exist already stay: other learners of the same model hold them.
+    """
+    before = dict(brainstate.graph.states(model))
+    if batch_size is None:
+        brainstate.nn.init_all_states(model)
+    else:
+        brainstate.nn.init_all_states(model, batch_size=batch_size)
+    for path, new in brainstate.graph.states(model).items():
+        old = before.get(path)
+        if old is None or old is new or type(old) is not type(new):
+            continue
+        if not isinstance(old, brainstate.ParamState):
+            old.value = new.value
+        _place(model, path, old)
+
+
+def _place(model: Any, path: Sequence[Any], state: brainstate.State) -> None:
+    """Put `state` at `path` of a model."""
+    *above, last = path
+    for key in above:
+        model = model[key] if isinstance(model, (list, tuple, dict)) else getattr(model, key)
+    if isinstance(model, (list, dict)):
+        model[last] = state
+    else:
+        setattr(model, last, state)
+
+
+def require_learnable(graph: ETraceGraph, examples: Any, batch_size: int | None) -> None:
+    """Refuse a model that has nothing to learn online."""
+    minfo = graph.module_info
+    if not minfo.hidden:
+        raise CompilationError(
+            "The model has no hidden state that a step reads or writes.",
+            found=f"states {[s.path for s in minfo.states]}",
+            expected="at least one brainstate.HiddenState, created in init_state",
+            fix="keep recurrent memory in brainstate.HiddenState",
+        )
+    if not graph.hidden_param_op_relations:
+        plain = [r.weight_path for r in graph.diagnostics if r.kind is DiagnosticKind.PLAIN_PARAMETER_TEMPORAL]
+        marked = [op.weight_path for op in graph.hidden_perturb.operations]
+        raise CompilationError(
+            "No marked operation drives a hidden state, so there is nothing to trace.",
+            found=f"marked weights {marked}; parameters that feed hidden states unmarked: {plain}",
+            expected="at least one ETP operation between a parameter and a hidden state",
+            fix="replace `x @ w` by braintrace.matmul(x, w), `w * h` by braintrace.element_wise(w) * h, or use "
+            "braintrace.nn layers",
+        )
+    for info in minfo.hidden:
+        before, after = info.invars[0].aval, info.outvars[0].aval
+        if before.shape != after.shape or before.dtype != after.dtype:
+            inputs = ", ".join(describe(x) for x in jax.tree.leaves(examples))
+            raise LearnerError(
+                "A step changes the shape or dtype of a hidden state.",
+                where=f"state {'.'.join(map(str, info.path))}",
+                found=f"{describe(after)} after a step from {describe(before)}, with inputs {inputs}",
+                expected=describe(before),
+                fix=f"pass batch_size (now {batch_size}) as in the example inputs",
+            )
+
+
+def refuse_shared_states(graph: ETraceGraph) -> None:
+    """Refuse to map a model over states that live outside of it."""
+    for info in graph.module_info.states:
+        if info.path[0] == "<global>":
+            raise NotSupportedError(
+                "vmap=True cannot give each copy its own global random state.",
+                found=f"state {info.path}",
+                expected="random states inside the model",
+                fix="use the batched model (vmap=False), or keep a brainstate.random.RandomState in the model",
+            )
+
+
+def copy_states(graph: ETraceGraph, batch_size: int) -> None:
+    """Give each copy of a mapped model its own states; random keys are split."""
+    for info in graph.module_info.states:
+        if info.kind is StateKind.PARAMETER:
+            continue
+        if isinstance(info.state, brainstate.random.RandomState):
+            info.state.value = jax.random.split(info.state.value, batch_size)
+        else:
+            info.state.value = jax.tree.map(
+                lambda v: jnp.array(jnp.broadcast_to(v, (batch_size, *jnp.shape(v)))), info.state.value
+            )
+
+
+def _one_of(x: Any, batch_size: int | None) -> Any:
+    if x.ndim == 0 or x.shape[0] != batch_size:
+        raise LearnerError(
+            "With vmap=True the example inputs carry the batch as their first axis.",
+            found=describe(x),
+            expected=f"an array of shape ({batch_size}, ...)",
+        )
+    return x[0]

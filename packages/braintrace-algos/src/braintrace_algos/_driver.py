@@ -1,0 +1,243 @@
+"""The compiled gradient of a sequence: windows of K steps, one fold for each."""
+
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from ._errors import LearnerError, LearnerTypeError
+from ._fold import Window, fold
+from ._functional import purify
+from ._plan import Operands
+from ._progress import Progress
+from ._recording import recording
+
+Values = list[Any]
+"""Values of the states that a step touches, parameters excepted."""
+
+
+class GradientDriver:
+    """Online gradient of a user's loss over sequences of one length.
+
+    Parameters
+    ----------
+    learner : OnlineLearner
+    step_fn : callable
+        The user's loss of one step.
+    has_aux : bool
+    length : int
+        K, the number of steps in a window.
+    sequences : pytree
+        Example sequences.
+    bar : Progress, optional
+    """
+
+    def __init__(
+        self,
+        learner: Any,
+        step_fn: Callable[..., Any],
+        has_aux: bool,
+        length: int,
+        sequences: Any,
+        bar: Progress | None,
+    ):
+        self.learner, self.plan, self.length, self.bar = learner, learner.plan, length, bar
+        self.strict = learner.vjp_method == "single-step"
+
+        def recorded(weights: Operands, previous: list[Any], deltas: list[Any], slices: Any) -> Any:
+            with recording(learner, weights, previous, deltas) as record:
+                out = step_fn(*slices)
+            loss, aux = check_loss(out, has_aux, len(record.derivatives))
+            return loss, aux, record.derivatives[0]
+
+        plan = self.plan
+        example = jax.tree.map(lambda s: s[0], sequences)
+        weights = plan.weights(self._parameter_leaves())
+        self.step, self.states = purify(
+            recorded, weights, plan.copies(plan.zero_previous()), plan.copies(plan.zero_deltas()), example
+        )
+        self.is_parameter = [isinstance(s, brainstate.ParamState) for s in self.states]
+        self.parameters = dict(learner.param_states)
+        self.shapes = self._shapes()
+        self.run = jax.jit(self._run)
+
+    def fits(self) -> bool:
+        """Whether the states still have the shapes that the driver was traced with."""
+        return self.shapes == self._shapes()
+
+    def _shapes(self) -> Any:
+        return [
+            (
+                jax.tree.structure(s.value),
+                [(jnp.shape(v), jnp.result_type(v)) for v in jax.tree.leaves(s.value)],
+            )
+            for s in self.states
+        ]
+
+    def _others(self) -> list[brainstate.State]:
+        """The states of the step that are not parameters."""
+        return [s for s, is_parameter in zip(self.states, self.is_parameter, strict=True) if not is_parameter]
+
+    def _parameter_leaves(self) -> list[Any]:
+        return [leaf for state in self.plan.parameters.values() for leaf in jax.tree.leaves(state.value)]
+
+    def __call__(self, sequences: Any, scales: Any) -> tuple[dict[Any, Any], Any, Any]:
+        """Gradients by path, losses and aux; states and traces advance."""
+        learner = self.learner
+        theta = {path: state.value for path, state in self.parameters.items()}
+        values = [s.value for s, is_parameter in zip(self.states, self.is_parameter, strict=True) if not is_parameter]
+        grads, losses, aux, values, traces = self.run(theta, values, learner.etraces.value, sequences, scales)
+        others = (s for s, is_parameter in zip(self.states, self.is_parameter, strict=True) if not is_parameter)
+        for state, value in zip(others, values, strict=True):
+            state.value = value
+        learner.etraces.value = traces
+        return grads, losses, aux
+
+    def _run(self, theta: dict[Any, Any], values: Values, traces: Any, sequences: Any, scales: Any) -> Any:
+        weights, pull = jax.vjp(lambda theta: self.plan.weights(self._leaves_of(theta)), theta)
+        zero = jax.tree.map(jnp.zeros_like, (weights, theta))
+        window = self._strict_window if self.strict else self._full_window
+
+        def advance(carry, steps):
+            values, traces, total = carry
+            sequences, scales = steps
+            grads, losses, aux, values, traces = window(theta, weights, values, traces, sequences, scales)
+            if self.bar is not None:
+                self.bar.advance(losses)
+            return (values, traces, jax.tree.map(jnp.add, total, grads)), (losses, aux)
+
+        carry, out = _scan_windows(advance, (values, traces, zero), (sequences, scales), self.length)
+        values, traces, (d_weights, d_theta) = carry
+        losses, aux = out
+        (through_chain,) = pull(d_weights)
+        return jax.tree.map(jnp.add, through_chain, d_theta), losses, aux, values, traces
+
+    def _leaves_of(self, theta: dict[Any, Any]) -> list[Any]:
+        return [leaf for path in self.plan.parameters for leaf in jax.tree.leaves(theta[path])]
+
+    def _merge(self, theta: dict[Any, Any], values: Values) -> list[Any]:
+        """The values of all states of the step, in its order."""
+        own = iter(values)
+        path_of = {id(state): path for path, state in self.parameters.items()}
+        return [theta[path_of[id(s)]] if p else next(own) for s, p in zip(self.states, self.is_parameter, strict=True)]
+
+    def _loss(self, theta, weights, previous, deltas, values, slices, scale) -> Any:
+        (loss, aux, derivatives), new = self.step(self._merge(theta, values), weights, previous, deltas, slices)
+        kept = [v for v, is_parameter in zip(new, self.is_parameter, strict=True) if not is_parameter]
+        return loss * scale.astype(loss.dtype), (loss, aux, derivatives, kept)
+
+    def _zero_previous(self) -> list[Any]:
+        return self.plan.copies(self.plan.zero_previous())
+
+    def _zero_deltas(self) -> list[Any]:
+        return self.plan.copies(self.plan.zero_deltas())
+
+    def _strict_window(self, theta, weights, values, traces, sequences, scales) -> Any:
+        """Each step is differentiated with its entry state held fixed; the fold joins the steps through D."""
+        plan = self.plan
+
+        def step(carry, inputs):
+            values, total = carry
+            slices, scale = inputs
+
+            def loss(theta, previous, deltas):
+                return self._loss(theta, weights, previous, deltas, values, slices, scale)
+
+            gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+            (direct, q, b), (value, aux, derivatives, values) = gradient(
+                theta, self._zero_previous(), self._zero_deltas()
+            )
+            tape = Window(derivatives, b, plan.by_group(q, lead=0 if plan.batch is None else 1))
+            return (values, jax.tree.map(jnp.add, total, direct)), (tape, value, aux)
+
+        start = (values, jax.tree.map(jnp.zeros_like, theta))
+        (values, direct), (tape, losses, aux) = jax.lax.scan(step, start, (sequences, scales))
+        d_weights, traces = fold(plan, tape, traces, weights)
+        return (d_weights, direct), losses, aux, values, traces
+
+    def _full_window(self, theta, weights, values, traces, sequences, scales) -> Any:
+        """The window is differentiated as a whole; the trace enters with the cotangent of the entry state."""
+        plan = self.plan
+        K = scales.shape[0]
+        hidden = {id(s.state): i for i, s in enumerate(plan.graph.module_info.hidden)}
+        positions = [hidden.get(id(s)) for s in self._others()]
+
+        def loss(theta, entry, deltas):
+            perturbed = [
+                jax.tree.map(operator.add, value, jax.tree.unflatten(jax.tree.structure(value), [entry[at]]))
+                if at is not None
+                else value
+                for at, value in zip(positions, values, strict=True)
+            ]
+
+            def step(values, inputs):
+                slices, scale, deltas = inputs
+                scaled, (value, aux, derivatives, values) = self._loss(
+                    theta, weights, self._zero_previous(), deltas, values, slices, scale
+                )
+                return values, (scaled, value, aux, derivatives)
+
+            new, (scaled, losses, aux, derivatives) = jax.lax.scan(step, perturbed, (sequences, scales, deltas))
+            return scaled.sum(), (losses, aux, derivatives, new)
+
+        deltas = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), self._zero_deltas())
+        gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+        (direct, q, b), (losses, aux, derivatives, values) = gradient(theta, self._zero_previous(), deltas)
+        entry = plan.by_group(q, lead=0 if plan.batch is None else 1)
+        d_weights, traces = fold(plan, Window(derivatives, b, {}), traces, weights, entry)
+        return (d_weights, direct), losses, aux, values, traces
+
+
+def _scan_windows(advance: Callable[..., Any], carry: Any, steps: Any, K: int) -> tuple[Any, Any]:
+    """Scan `advance` over windows of K steps, and over what remains; outputs are joined over time."""
+    T = jax.tree.leaves(steps)[0].shape[0]
+    whole = T // K
+    parts = []
+    if whole:
+        windows = jax.tree.map(lambda v: v[: whole * K].reshape(whole, K, *v.shape[1:]), steps)
+        carry, out = jax.lax.scan(advance, carry, windows)
+        parts.append(jax.tree.map(lambda v: v.reshape(whole * K, *v.shape[2:]), out))
+    if T % K:
+        carry, out = advance(carry, jax.tree.map(lambda v: v[whole * K :], steps))
+        parts.append(out)
+    return carry, jax.tree.map(lambda *v: jnp.concatenate(v) if len(v) > 1 else v[0], *parts)
+
+
+def check_loss(out: Any, has_aux: bool, calls: int) -> tuple[Any, Any]:
+    """The loss and aux that `step_fn` returned."""
+    where = "step_fn"
+    if calls != 1:
+        raise LearnerError(
+            "step_fn must call the learner exactly once for each time step.",
+            where=where,
+            found=f"{calls} calls",
+            expected="1 call",
+            fix="call learner(x) once, on the slice of one time step",
+        )
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise LearnerTypeError(
+            "With has_aux=True, step_fn returns a pair.",
+            where=where,
+            found=type(out).__name__,
+            expected="(loss, aux)",
+        )
+    loss, aux = out if has_aux else (out, None)
+    if isinstance(loss, tuple) or not hasattr(loss, "dtype"):
+        raise LearnerTypeError(
+            "step_fn must return a scalar loss.",
+            where=where,
+            found=type(loss).__name__,
+            expected="a scalar array",
+            fix="pass has_aux=True to return (loss, aux)",
+        )
+    if jnp.shape(loss) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise LearnerError(
+            "step_fn must return a scalar loss.",
+            where=where,
+            found=f"{jnp.dtype(loss.dtype).name}{list(jnp.shape(loss))}",
+            expected="a scalar of floating dtype",
+            fix="reduce it, for example with .mean()",
+        )
+    return loss, aux

@@ -1,0 +1,219 @@
+"""The stateful shell around the functional core: a module that steps a model and carries its traces."""
+
+from typing import Any, ClassVar
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
+
+from ._checks import check_arguments, check_choice, check_state_shapes
+from ._errors import LearnerError
+from ._fold import advance, recall
+from ._plan import Plan, make_plan
+from ._recording import Recording, active_recording
+from ._sequence import SequenceDrivers
+from ._step import StepResult, local_derivatives, run_step
+from .carries import TraceCarry
+
+
+class ETraceState(brainstate.ShortTermState):
+    """Eligibility traces of a learner, by key."""
+
+
+class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
+    """Base class of the online learners; made by `compile`.
+
+    Calling a learner runs one time step of its model. Under ``brainstate.transform.grad`` the parameters get the
+    online gradient of that step: the exact derivative at fixed h^{t-1}, plus q · ε from the past.
+
+    Parameters
+    ----------
+    model : brainstate.nn.Module
+        With initialised states.
+    graph : ETraceGraph
+        Compiled from `model`.
+    vjp_method : {"single-step", "multi-step"}
+        Which credit crosses steps inside a window: only position-wise memory, or everything.
+    window : int
+        Steps in a window of the multi-step method.
+    fold : int or "auto"
+        Steps that are handled at once in the single-step method; changes speed and memory only.
+    trace_dtype : dtype, optional
+        Of the traces; by default that of the operation's output, at least float32.
+    batch_size : int, optional
+        The batch size that the model's states were initialised with.
+    mapped : bool
+        Whether a single-sample model is mapped over the batch.
+    name : str, optional
+
+    Attributes
+    ----------
+    graph : ETraceGraph
+    param_states, hidden_states : dict
+        Path -> state, in the order of the model's states.
+    running_index : brainstate.State
+        Time steps since the last reset.
+    """
+
+    carry: ClassVar[Any] = TraceCarry
+
+    def __init__(
+        self,
+        model: brainstate.nn.Module,
+        graph: ETraceGraph,
+        *,
+        vjp_method: str = "single-step",
+        window: int | None = 1,
+        fold: int | str = "auto",
+        trace_dtype: Any = None,
+        batch_size: int | None = None,
+        mapped: bool = False,
+        name: str | None = None,
+    ):
+        super().__init__(name=name)
+        check_choice("vjp_method", vjp_method, ("single-step", "multi-step"))
+        self.model = model
+        self.vjp_method = vjp_method
+        self.window = window
+        self.fold = fold
+        self.trace_dtype = trace_dtype
+        self.batch_size = batch_size
+        self.plan: Plan = make_plan(
+            graph, strict=vjp_method == "single-step", batch=batch_size if mapped else None, carry=self.carry
+        )
+        self._initial = [
+            (s.state, s.state.value) for s in self.plan.states if isinstance(s.state, brainstate.ShortTermState)
+        ]
+        self._drivers: dict[Any, Any] = {}
+        self.param_states = dict(brainstate.graph.states(model, brainstate.ParamState))
+        self.hidden_states = dict(brainstate.graph.states(model, brainstate.HiddenState))
+        self.etraces = ETraceState(self._zero_traces())
+        self.running_index = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
+
+    @property
+    def graph(self) -> ETraceGraph:
+        """The compiled graph."""
+        return self.plan.graph
+
+    @property
+    def report(self) -> CompilationReport:
+        """What the compiler understood of the model, and what the strict gradient leaves out."""
+        return self.graph.report()
+
+    def get_etrace_of(self, weight: Any) -> dict[str, Any]:
+        """The traces of one parameter.
+
+        Parameters
+        ----------
+        weight : brainstate.ParamState or path
+
+        Returns
+        -------
+        dict
+            Key -> trace, by trainable name; the states axis comes first (after the copies of a mapped model).
+
+        Raises
+        ------
+        LearnerError
+            If no trace belongs to the parameter.
+        """
+        path = weight
+        if isinstance(weight, brainstate.State):
+            path = next((p for p, s in self.param_states.items() if s is weight), None)
+        path = (path,) if isinstance(path, str) else path
+        keys = [c.key for c in self.plan.couplings if path in self.plan.operations[c.operation].parameter_paths]
+        found = {key: self.etraces.value[key] for key in keys if key in self.etraces.value}
+        if not found:
+            raise LearnerError(
+                "No eligibility trace belongs to this parameter.",
+                where="get_etrace_of",
+                found=str(path),
+                expected=f"one of {sorted({self._path_of(c) for c in self.plan.traced_couplings}, key=str)}",
+            )
+        return found
+
+    def _path_of(self, coupling: Any) -> Any:
+        return self.plan.operations[coupling.operation].weight_path
+
+    def _zero_traces(self) -> Any:
+        return jax.tree.map(jnp.array, self.plan.copies(self.carry.init(self.plan, self.trace_dtype)))
+
+    def reset_state(self, batch_size: int | None = None) -> None:
+        """Bring hidden and other short-term states back to their initial values, and clear traces and step counter.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+            Must be that of `compile`, if given.
+
+        Raises
+        ------
+        LearnerError
+            If `batch_size` is another than the compiled one. Nothing is changed then.
+        """
+        if batch_size not in (None, self.batch_size):
+            raise LearnerError(
+                "The batch size of a learner is fixed.",
+                where="reset_state",
+                found=f"batch_size={batch_size}",
+                expected=f"batch_size={self.batch_size}, or none",
+                fix="compile the model again for another batch size",
+            )
+        for state, value in self._initial:
+            state.value = value
+        self.etraces.value = self._zero_traces()
+        self.running_index.value = jnp.zeros((), jnp.int32)
+
+    def update(self, *args: Any) -> Any:
+        """One time step of the model.
+
+        Parameters
+        ----------
+        *args
+            Inputs of one step, shaped as in `compile`.
+
+        Returns
+        -------
+        pytree
+            The model's output.
+        """
+        leaves = check_arguments(self.plan, args)
+        check_state_shapes(self.plan)
+        for state in self.param_states.values():
+            _ = state.value  # brainstate gives a gradient only for what was read; an unused parameter's is zero
+        record = active_recording(self)
+        result = self._online_step(leaves) if record is None else self._recorded_step(record, leaves)
+        for info, values in zip(self.plan.states, result.states, strict=True):
+            if info.kind is not StateKind.PARAMETER:
+                info.state.value = jax.tree.unflatten(info.treedef, values)
+        self.running_index.value = self.running_index.value + 1
+        return jax.tree.unflatten(self.graph.module_info.out_tree, result.outputs)
+
+    def _state_leaves(self) -> list[list[Any]]:
+        return [jax.tree.leaves(s.state.value) for s in self.plan.states]
+
+    def _online_step(self, leaves: list[Any]) -> StepResult:
+        plan, traces = self.plan, self.etraces.value
+        states = [
+            values if s.kind is StateKind.PARAMETER else jax.lax.stop_gradient(values)
+            for s, values in zip(plan.states, self._state_leaves(), strict=True)
+        ]
+        parameters = [
+            leaf
+            for s, values in zip(plan.states, states, strict=True)
+            if s.kind is StateKind.PARAMETER
+            for leaf in values
+        ]
+        weights = plan.weights(parameters)
+        previous = recall(plan, traces, weights)
+        result = run_step(plan, leaves, states, weights, previous, plan.copies(plan.zero_deltas()))
+        derivatives = local_derivatives(plan, result)
+        self.etraces.value = advance(plan, derivatives, *jax.lax.stop_gradient((traces, weights)))
+        return result
+
+    def _recorded_step(self, record: Recording, leaves: list[Any]) -> StepResult:
+        result = run_step(self.plan, leaves, self._state_leaves(), record.weights, record.previous, record.deltas)
+        record.derivatives.append(local_derivatives(self.plan, result))
+        return result

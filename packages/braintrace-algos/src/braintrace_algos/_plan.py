@@ -1,0 +1,137 @@
+"""What a learner needs of a compiled graph, laid out for execution."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from braintrace_compiler import ETraceGraph, Feed, LocalTransition, MarkedOperation, PerturbedStep, StateInfo
+from braintrace_primitives._jax_compat import eval_jaxpr
+
+Operands = tuple[dict[str, Any], ...]
+"""Weight operands, one dict for each marked operation, keyed by trainable name."""
+
+
+class Coupling(NamedTuple):
+    """One marked operation feeding one hidden group: the place of one trace.
+
+    Attributes
+    ----------
+    key : str
+        Name of the trace: weight, ordinal of the operation, first state of the group.
+    operation, group : int
+        Ordinals.
+    slot : int
+        Position of y among the operations that feed the group's local transition.
+    feed : Feed
+    """
+
+    key: str
+    operation: int
+    group: int
+    slot: int
+    feed: Feed
+
+
+class Plan(NamedTuple):
+    """A compiled graph laid out for execution.
+
+    Attributes
+    ----------
+    graph : ETraceGraph
+    step : PerturbedStep
+        The strict program, or the full one.
+    batch : int or None
+        Number of mapped copies of a single-sample model; None where the model takes its batch itself.
+    carry : type
+        What is kept of the past; a class of `braintrace_algos.carries`.
+    couplings : tuple of Coupling
+    traced : tuple of int
+        Groups whose past matters: some operation feeds them, and their previous states are read.
+    """
+
+    graph: ETraceGraph
+    step: PerturbedStep
+    batch: int | None
+    carry: Any
+    couplings: tuple[Coupling, ...]
+    traced: tuple[int, ...]
+
+    @property
+    def operations(self) -> tuple[MarkedOperation, ...]:
+        """The marked operations that learn."""
+        return self.graph.hidden_perturb.operations
+
+    @property
+    def transitions(self) -> tuple[LocalTransition, ...]:
+        """The local transition of each group."""
+        return self.graph.hidden_perturb.transitions
+
+    @property
+    def traced_couplings(self) -> tuple[Coupling, ...]:
+        """The couplings into the groups whose past matters."""
+        return tuple(c for c in self.couplings if c.group in self.traced)
+
+    @property
+    def states(self) -> tuple[StateInfo, ...]:
+        """The states of the step, in the order of its inputs."""
+        return self.graph.module_info.states
+
+    @property
+    def parameters(self) -> dict[Any, brainstate.State]:
+        """The parameters by path."""
+        return {s.path: s.state for s in self.graph.module_info.parameters}
+
+    def weights(self, parameter_leaves: Sequence[Any]) -> Operands:
+        """The weight operands that the parameters make: the chains g of semantics, section 2."""
+        program = self.graph.hidden_perturb.weight_program
+        values = iter(eval_jaxpr(program, *self.graph.module_info.consts, *parameter_leaves))
+        return tuple({name: next(values) for name in op.weight_vars} for op in self.operations)
+
+    def zero_previous(self) -> list[Any]:
+        """Zero perturbations of the previous hidden states of one copy."""
+        return [_zeros(v.aval) for v in self.graph.hidden_perturb.previous_vars]
+
+    def zero_deltas(self) -> list[Any]:
+        """Zero perturbations of the operations' outputs of one copy."""
+        return [_zeros(v.aval) for v in self.graph.hidden_perturb.operation_vars]
+
+    def copies(self, values: Any) -> Any:
+        """Repeat the leaves of `values` for each mapped copy."""
+        if self.batch is None:
+            return values
+        return jax.tree.map(lambda v: jnp.broadcast_to(v, (self.batch, *v.shape)), values)
+
+    def by_group(self, per_state: Sequence[Any], lead: int = 0) -> dict[int, Any]:
+        """Stack values given for each hidden state into (..., S, *positions) for each traced group."""
+        at = {path: i for i, path in enumerate(self.graph.hidden_perturb.perturb_hidden_paths)}
+        return {
+            g: jnp.stack([per_state[at[p]] for p in self.transitions[g].group.hidden_paths], axis=lead)
+            for g in self.traced
+        }
+
+
+def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any) -> Plan:
+    """Lay out `graph` for single-step (`strict`) or multi-step execution."""
+    perturb = graph.hidden_perturb
+    step = perturb.strict if strict else perturb.full
+    ordinal = {op.y_var: i for i, op in enumerate(perturb.operations)}
+    couplings = []
+    for relation in graph.hidden_param_op_relations:
+        k = ordinal[relation.y_var]
+        for group, feed in zip(relation.hidden_groups, relation.feeds, strict=True):
+            slot = perturb.transitions[group.index].y_vars.index(relation.y_var)
+            key = f"{_dotted(relation.weight_path)}#{k}->{_dotted(group.hidden_paths[0])}"
+            couplings.append(Coupling(key, k, group.index, slot, feed))
+    fed = {c.group for c in couplings}
+    return Plan(graph, step, batch, carry, tuple(couplings), tuple(sorted(fed & step.recalls)))
+
+
+def _zeros(aval: Any) -> Any:
+    return jnp.zeros(aval.shape, aval.dtype)
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    return ".".join(map(str, path))

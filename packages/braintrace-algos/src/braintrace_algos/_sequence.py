@@ -1,0 +1,210 @@
+"""Drivers: gradients and states over whole sequences."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from braintrace_primitives._jax_compat import under_trace
+
+from ._checks import check_choice, check_state_shapes, describe
+from ._driver import GradientDriver
+from ._errors import LearnerError, LearnerTypeError
+from ._plan import Plan
+from ._progress import Progress
+
+
+class SequenceDrivers:
+    """The methods of a learner that drive it over sequences."""
+
+    plan: Plan
+
+    def etrace_grad(
+        self,
+        *sequences: Any,
+        step_fn: Callable[..., Any],
+        mask: Any = None,
+        weights: dict[Any, brainstate.State] | None = None,
+        reduction: str = "mean",
+        loss_output: str = "per_step",
+        has_aux: bool = False,
+        return_value: bool = False,
+        fold: int | str | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """Gradient of a loss summed over a sequence, forward in time.
+
+        Hidden states, traces and everything else that `step_fn` touches advance by T steps; call `reset_state` first
+        where a sequence begins. The work is compiled once for each `step_fn`, shapes and options, as by `jax.jit`;
+        what `step_fn` takes from its surroundings is then fixed, unless it is a `brainstate.State`.
+
+        Parameters
+        ----------
+        *sequences : pytrees
+            Leaves of shape (T, ...), sliced together.
+        step_fn : callable
+            ``step_fn(*slices)`` calls the learner exactly once and returns the scalar loss of one time step, or
+            ``(loss, aux)`` with `has_aux`.
+        mask : array of shape (T,), optional
+            Weight of each step's loss. States and traces advance at every step.
+        weights : dict, optional
+            Path -> parameter to differentiate for; all parameters by default.
+        reduction : {"mean", "sum"}
+            "mean" divides by the sum of the mask, or by 1 where that is smaller.
+        loss_output : {"per_step", "masked", "scalar"}
+            What `return_value` gives: losses (T,), losses times mask (T,), or the reduced loss.
+        has_aux, return_value : bool
+        fold : int or "auto", optional
+            Steps handled at once in the single-step method: speed and memory, never the result.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        grads[, losses][, aux]
+            `grads` maps the path of a parameter to its gradient, structured like the parameter.
+
+        Raises
+        ------
+        LearnerError, LearnerTypeError
+            If sequences, mask or the value of `step_fn` do not fit. The learner is then as it was before the call.
+        """
+        check_choice("reduction", reduction, ("mean", "sum"))
+        check_choice("loss_output", loss_output, ("per_step", "masked", "scalar"))
+        check_state_shapes(self.plan)
+        sequences = jax.tree.map(jnp.asarray, sequences)
+        T = sequence_length(sequences)
+        mask = check_mask(mask, T)
+        length = self._window_length(fold, T)
+        norm = jnp.maximum(mask.sum(), 1) if reduction == "mean" else 1.0
+
+        bar = Progress(T, type(self).__name__) if progress else None
+        driver = self._driver(step_fn, has_aux, length, sequences, bar)
+        grads, losses, aux = driver(sequences, mask / norm)
+
+        wanted = self.param_states if weights is None else weights
+        result = [{path: grads[path] for path in wanted}]
+        if return_value:
+            values = {"per_step": losses, "masked": losses * mask, "scalar": (losses * mask / norm).sum()}
+            result.append(values[loss_output])
+        if has_aux:
+            result.append(aux)
+        return tuple(result) if len(result) > 1 else result[0]
+
+    def etrace_evolve(
+        self,
+        *sequences: Any,
+        step_fn: Callable[..., Any] | None = None,
+        return_outputs: bool = False,
+        progress: bool = False,
+    ) -> Any:
+        """Advance states and traces over a sequence without a gradient.
+
+        Parameters
+        ----------
+        *sequences : pytrees
+            Leaves of shape (T, ...), sliced together.
+        step_fn : callable, optional
+            ``step_fn(*slices)``; by default the learner itself.
+        return_outputs : bool
+            Return what `step_fn` returns, stacked over time.
+        progress : bool
+            Show a progress bar.
+        """
+        sequences = jax.tree.map(jnp.asarray, sequences)
+        T = sequence_length(sequences)
+        function = self if step_fn is None else step_fn
+        bar = Progress(T, "evolve") if progress else None
+
+        def body(t, slices):
+            out = function(*slices)
+            if bar is not None:
+                bar.advance(t, 1)
+            return out if return_outputs else None
+
+        return brainstate.transform.for_loop(body, jnp.arange(T), sequences)
+
+    def _window_length(self, fold: int | str | None, T: int) -> int:
+        if self.vjp_method == "multi-step":
+            return T if self.window is None else min(self.window, T)
+        fold = self.fold if fold is None else fold
+        if fold == "auto":
+            return auto_fold(self.plan, T)
+        if isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or fold < 1:
+            raise LearnerError("`fold` must be a number of steps.", found=repr(fold), expected='an int ≥ 1, or "auto"')
+        return min(int(fold), T)
+
+    def _driver(self, step_fn: Callable[..., Any], has_aux: bool, length: int, sequences: Any, bar: Progress | None):
+        """The compiled driver for `step_fn`, from the cache where nothing that it depends on has changed."""
+        make = functools.partial(GradientDriver, self, step_fn, has_aux, length, sequences, bar)
+        if bar is not None or under_trace():
+            return make()
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(sequences))
+        key = (step_fn, has_aux, length, jax.tree.structure(sequences), shapes, jax.config.jax_enable_x64)
+        cached = self._drivers.pop(key, None)
+        self._drivers[key] = cached if cached is not None and cached.fits() else make()
+        if len(self._drivers) > _KEPT_DRIVERS:
+            self._drivers.pop(next(iter(self._drivers)))
+        return self._drivers[key]
+
+
+_KEPT_DRIVERS = 16
+
+
+def sequence_length(sequences: Sequence[Any]) -> int:
+    """T, the common length of the leading axes."""
+    leaves = jax.tree.leaves(sequences)
+    if not leaves:
+        raise LearnerTypeError(
+            "There is no sequence to drive the learner with.",
+            expected="at least one array of shape (T, ...)",
+            fix="pass the sequences first: learner.etrace_grad(xs, ys, step_fn=...)",
+        )
+    for leaf in leaves:
+        if jnp.ndim(leaf) == 0:
+            raise LearnerError(
+                "A sequence must have a leading time axis.",
+                found="a scalar",
+                expected="an array of shape (T, ...)",
+            )
+    lengths = {leaf.shape[0] for leaf in leaves}
+    if len(lengths) > 1 or 0 in lengths:
+        raise LearnerError(
+            "The sequences must have one length, of at least one step.",
+            found=", ".join(describe(leaf) for leaf in leaves),
+            expected="leading axes of the same length T >= 1",
+        )
+    return lengths.pop()
+
+
+def check_mask(mask: Any, T: int) -> Any:
+    """Weights of the steps as an array of shape (T,)."""
+    if mask is None:
+        return jnp.ones(T)
+    mask = jnp.asarray(mask)
+    if mask.shape != (T,):
+        raise LearnerError("The mask weighs time steps.", where="mask", found=describe(mask), expected=f"shape ({T},)")
+    return mask.astype(jnp.result_type(float))
+
+
+def auto_fold(plan: Plan, T: int) -> int:
+    """A fold whose tape takes about as much memory as the traces that it saves passes over.
+
+    With I inputs, O outputs and S states a step leaves about I + 2 S O numbers per sample on the tape, and the trace
+    holds I O S of them. Where no trace is carried, a constant keeps the tape small.
+    """
+    traces = jax.eval_shape(lambda: plan.carry.init(plan))
+    carried = sum(leaf.size for leaf in jax.tree.leaves(traces))
+    step = 0
+    for c in plan.traced_couplings:
+        operation = plan.operations[c.operation]
+        S = plan.transitions[c.group].group.num_state
+        step += 2 * S * operation.y_var.aval.size + (0 if operation.x_var is None else operation.x_var.aval.size)
+    K = carried // step if step else 64
+    K = int(np.clip(K, 16, 256))
+    windows = -(-T // K)
+    return -(-T // windows)

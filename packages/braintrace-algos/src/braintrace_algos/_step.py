@@ -1,0 +1,162 @@
+"""One step of a compiled model, and the local derivatives D and F of its groups."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from braintrace_compiler import FeedKind, LocalTransition, StateKind
+from braintrace_primitives._jax_compat import eval_jaxpr
+
+from ._plan import Coupling, Operands, Plan
+
+
+class StepResult(NamedTuple):
+    """What one step gives.
+
+    Attributes
+    ----------
+    outputs : list
+        Leaves of the model's output.
+    states : list of lists
+        Leaves of each new state.
+    observed : dict
+        Variable of the step -> its value, for everything the learner needs to know.
+    """
+
+    outputs: list[Any]
+    states: list[list[Any]]
+    observed: dict[Any, Any]
+
+
+def run_step(
+    plan: Plan,
+    args: Sequence[Any],
+    states: Sequence[Sequence[Any]],
+    weights: Operands,
+    previous: Sequence[Any],
+    deltas: Sequence[Any],
+) -> StepResult:
+    """Run the perturbed step once.
+
+    Parameters
+    ----------
+    plan : Plan
+    args : sequence
+        Leaves of the arguments.
+    states : sequence of sequences
+        Leaves of each state, in the order of ``plan.states``.
+    weights : Operands
+    previous, deltas : sequence
+        Perturbations of the previous hidden states and of the operations' outputs.
+    """
+    minfo = plan.graph.module_info
+    flat_weights = [w[name] for op, w in zip(plan.operations, weights, strict=True) for name in op.weight_vars]
+    new = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in plan.graph.hidden_perturb.perturb_vars]
+    shared = [leaf for s, leaves in zip(plan.states, states, strict=True) if _is_parameter(s) for leaf in leaves]
+    mapped = [leaf for s, leaves in zip(plan.states, states, strict=True) if not _is_parameter(s) for leaf in leaves]
+
+    def single(args, mapped, previous, deltas):
+        own, common = iter(mapped), iter(shared)
+        leaves = [next(common if _is_parameter(s) else own) for s in plan.states for _ in s.invars]
+        return eval_jaxpr(plan.step.jaxpr, *minfo.consts, *args, *leaves, *flat_weights, *previous, *new, *deltas)
+
+    run = single if plan.batch is None else jax.vmap(single)
+    values = iter(run(list(args), mapped, list(previous), list(deltas)))
+    outputs = [next(values) for _ in minfo.out_outvars]
+    # A parameter is never changed by a step, so its (mapped) output is not read.
+    new_states = [[next(values) for _ in s.outvars] for s in plan.states]
+    new_states = [
+        list(old) if _is_parameter(s) else got for s, old, got in zip(plan.states, states, new_states, strict=True)
+    ]
+    return StepResult(outputs, new_states, dict(zip(plan.step.observed, values, strict=True)))
+
+
+def _is_parameter(state: Any) -> bool:
+    return state.kind is StateKind.PARAMETER
+
+
+class Derivatives(NamedTuple):
+    """Local derivatives of one step.
+
+    Attributes
+    ----------
+    D : dict
+        Group -> (S, S, *positions), for groups that remember.
+    F : dict
+        Key of a coupling -> (S, *elements).
+    x : tuple
+        Input of each operation, or None.
+    """
+
+    D: dict[int, Any]
+    F: dict[str, Any]
+    x: tuple[Any, ...]
+
+
+def local_derivatives(plan: Plan, result: StepResult) -> Derivatives:
+    """D and F of every traced group, and the inputs of the operations."""
+    known = {v: jax.lax.stop_gradient(value) for v, value in result.observed.items()}
+    D: dict[int, Any] = {}
+    F: dict[str, Any] = {}
+    for index in plan.traced:
+        transition = plan.transitions[index]
+        couplings = [c for c in plan.couplings if c.group == index]
+        inputs = [known[v] for v in (*transition.group.hidden_invars, *transition.y_vars, *transition.constvars)]
+
+        def single(*inputs, transition=transition, couplings=couplings):
+            return _differentiate(transition, couplings, inputs)
+
+        d, f = (single if plan.batch is None else jax.vmap(single))(*inputs)
+        if transition.remembers:
+            D[index] = d
+        F.update(zip((c.key for c in couplings), f, strict=True))
+    x = tuple(None if op.x_var is None else known[op.x_var] for op in plan.operations)
+    return Derivatives(D, F, x)
+
+
+def _differentiate(
+    transition: LocalTransition, couplings: Sequence[Coupling], inputs: Sequence[Any]
+) -> tuple[Any, list[Any]]:
+    """D (S, S, *positions), and F (S, *elements) of each coupling, by S reverse passes."""
+    S, Y = transition.group.num_state, len(transition.y_vars)
+    h, y, constants = list(inputs[:S]), list(inputs[S : S + Y]), inputs[S + Y :]
+
+    def advance(h, y):
+        return eval_jaxpr(transition.program, *h, *y, *constants)
+
+    new, pull = jax.vjp(advance, h, y)
+    seeds = [[jnp.ones_like(v) if r == s else jnp.zeros_like(v) for r, v in enumerate(new)] for s in range(S)]
+    rows = [pull(seed) for seed in seeds]
+
+    if transition.mixes:
+        D = jnp.stack([_true_diagonals(lambda ct: pull(ct)[0], new, s) for s in range(S)])
+    else:
+        D = jnp.stack([jnp.stack(h_bar) for h_bar, _ in rows])
+    F = []
+    for c in couplings:
+        if c.feed.kind is FeedKind.BROADCAST:
+            # One source for each position: the forward derivative along ones, as the transpose of the reverse one,
+            # since a custom reverse rule may have no forward counterpart.
+            _, push = jax.vjp(lambda cts, slot=c.slot: pull(cts)[1][slot], [jnp.zeros_like(v) for v in new])
+            F.append(jnp.stack(push(jnp.ones_like(y[c.slot]))[0]))
+        elif c.feed.kind is FeedKind.DIAGONAL:
+            diagonals = [_true_diagonals(lambda ct, slot=c.slot: [pull(ct)[1][slot]], new, s)[0] for s in range(S)]
+            F.append(jnp.stack(diagonals))
+        else:
+            F.append(jnp.stack([y_bar[c.slot] for _, y_bar in rows]))
+    return D, F
+
+
+def _true_diagonals(pull: Any, new: Sequence[Any], s: int) -> Any:
+    """Derivative of state `s` at each position with respect to inputs at the same position, from the full Jacobian."""
+    size = int(np.prod(new[s].shape))
+
+    def at(position):
+        one_hot = jnp.zeros(size, new[s].dtype).at[position].set(1).reshape(new[s].shape)
+        seed = [one_hot if r == s else jnp.zeros_like(v) for r, v in enumerate(new)]
+        return jnp.stack([v.reshape(-1)[position] for v in pull(seed)])
+
+    return jax.vmap(at, out_axes=-1)(jnp.arange(size)).reshape(-1, *new[s].shape)
