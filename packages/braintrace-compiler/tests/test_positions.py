@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from braintrace_compiler._positions import MANY, NONE, propagate_sources, propagate_targets
-from braintrace_primitives._jax_compat import make_jaxpr_without_consts
+from braintrace_compiler._positions import MANY, NONE, Constants, propagate_sources, propagate_targets
+from braintrace_primitives._jax_compat import build_jaxpr, make_jaxpr_without_consts
 
 B, H = 2, 3
 
@@ -124,9 +124,7 @@ EXACT = {
     "static gather with a repeat": lambda x: x[:, jnp.array([0, 0, -1])],
     "take": lambda x: jnp.take(x, jnp.array([1, 2]), axis=1),
     "dynamic slice at a constant": lambda x: jax.lax.dynamic_slice(x, (jnp.int32(1), 9), (1, 2)),
-    "dynamic update at a constant": lambda x: jax.lax.dynamic_update_slice(
-        x, 2.0 * x[:, :1], (0, jnp.int32(2))
-    ),
+    "dynamic update at a constant": lambda x: jax.lax.dynamic_update_slice(x, 2.0 * x[:, :1], (0, jnp.int32(2))),
     "scatter": lambda x: jnp.zeros((B, 5)).at[:, jnp.array([4, 1, 0])].set(x),
     "scatter over": lambda x: x.at[:, 1].set(x[:, 0] * 2.0),
     "scatter add": lambda x: jnp.zeros((B, 5)).at[:, 1:4].add(x),
@@ -239,6 +237,16 @@ def test_unknown_indices_mix():
     jaxpr, _, _ = program(pick, matrix(H), jnp.array([0, 2]))
     (fed, _) = propagate_targets(jaxpr, [np.arange(2)], known={jaxpr.invars[1]: np.array([0, 2])})
     np.testing.assert_array_equal(fed, [0, NONE, 1])
+
+
+def test_a_slice_knows_the_constants_of_its_program():
+    whole, known, lead = program(lambda x: x[:, PERMUTATION] * 2.0, matrix())
+    gather = next(eqn for eqn in whole.eqns if eqn.primitive.name == "gather")
+    indices = gather.invars[1]
+    part = build_jaxpr([whole.invars[lead], indices], gather.outvars, [gather], like=whole)
+    assert (propagate_targets(part, [numbered((B, H))])[0] == MANY).all()
+    (fed, _) = propagate_targets(part, [numbered((B, H))], known=Constants(whole, known))
+    np.testing.assert_array_equal(fed, numbered((B, H))[:, np.argsort(PERMUTATION)])
 
 
 def test_unknown_starts_mix():

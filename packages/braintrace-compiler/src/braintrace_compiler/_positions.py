@@ -33,7 +33,7 @@ from braintrace_primitives._jax_compat import (
     sub_jaxprs,
 )
 
-from ._positions_constants import Constants
+from ._positions_constants import Constants as Constants
 from ._positions_labels import MANY as MANY
 from ._positions_labels import NONE as NONE
 from ._positions_labels import Gather, RelationTable, Scatter, Whole, join, no_labels
@@ -42,12 +42,14 @@ from ._positions_relations import known_relations, mixing
 _TRANSPARENT = (jit_p, remat_p, closed_call_p, cond_p)
 _MAX_DEPTH = 2  # a pullback may hold custom rules of its own, but not itself
 
+Known = Mapping[Var, Any] | Constants | None
+
 _Env = dict[Var, np.ndarray]
 _Labels = list[np.ndarray | None]
 
 
 def propagate_targets(
-    jaxpr: Jaxpr, out_labels: Sequence[np.ndarray | None], *, known: Mapping[Var, Any] | None = None
+    jaxpr: Jaxpr, out_labels: Sequence[np.ndarray | None], *, known: Known = None
 ) -> list[np.ndarray]:
     """Which target each input element feeds.
 
@@ -58,8 +60,9 @@ def propagate_targets(
     out_labels : sequence of numpy.ndarray or None
         Per output of `jaxpr` the position that each element is, ``NONE`` where it is no target; None for an
         output that has no target. Outputs that share positions share labels.
-    known : mapping, optional
-        Values of inputs that are fixed at compile time, such as a permutation used as an index.
+    known : mapping or Constants, optional
+        Values of inputs that are fixed at compile time, such as a permutation used as an index; or the constants of
+        the program that `jaxpr` is a slice of, where its inputs are variables of that program.
 
     Returns
     -------
@@ -82,13 +85,11 @@ def propagate_targets(
     [array([-1,  0,  1])]
     """
     labels = [None if given is None else np.asarray(given, np.int64) for given in out_labels]
-    found = _targets(jaxpr, labels, Constants(jaxpr, known), 0)
+    found = _targets(jaxpr, labels, _constants(jaxpr, known), 0)
     return _complete(found, jaxpr.invars)
 
 
-def propagate_sources(
-    jaxpr: Jaxpr, in_labels: Sequence[np.ndarray | None], *, known: Mapping[Var, Any] | None = None
-) -> list[np.ndarray]:
+def propagate_sources(jaxpr: Jaxpr, in_labels: Sequence[np.ndarray | None], *, known: Known = None) -> list[np.ndarray]:
     """Which source each output element comes from.
 
     Parameters
@@ -98,8 +99,8 @@ def propagate_sources(
     in_labels : sequence of numpy.ndarray or None
         Per input of `jaxpr` the position that each element is, ``NONE`` where it is no source; None for an
         input that has no source.
-    known : mapping, optional
-        Values of inputs that are fixed at compile time.
+    known : mapping or Constants, optional
+        As in `propagate_targets`.
 
     Returns
     -------
@@ -122,8 +123,12 @@ def propagate_sources(
     [array([1, 2]), array(-2)]
     """
     labels = [None if given is None else np.asarray(given, np.int64) for given in in_labels]
-    found = _sources(jaxpr, labels, Constants(jaxpr, known), 0)
+    found = _sources(jaxpr, labels, _constants(jaxpr, known), 0)
     return _complete(found, jaxpr.outvars)
+
+
+def _constants(jaxpr: Jaxpr, known: Known) -> Constants:
+    return known.enter(jaxpr, (), jaxpr.invars) if isinstance(known, Constants) else Constants(jaxpr, known)
 
 
 def _complete(found: _Labels, atoms: Sequence[Any]) -> list[np.ndarray]:

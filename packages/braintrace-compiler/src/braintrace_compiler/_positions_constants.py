@@ -22,53 +22,55 @@ class Constants:
 
     def __init__(self, jaxpr: Jaxpr, known: Mapping[Var, Any] | None = None):
         self._jaxpr = jaxpr
-        self._known: dict[Var, Any] = dict(known or {})
-        self._producers: dict[Var, JaxprEqn] | None = None
+        self._values: dict[Var, Any] = dict(known or {})
+        self._inputs: set[Var] | None = None
+        self._producers: dict[Var, tuple[int, JaxprEqn]] = {}
+
+    def is_fixed(self, atom: Any) -> bool:
+        """Whether the value of `atom` is fixed at compile time."""
+        if self._inputs is None:
+            self._inputs = self._fixed_inputs()
+            for order, eqn in enumerate(self._jaxpr.eqns):
+                if not eqn.effects and all(self.is_fixed(operand) for operand in eqn.invars):
+                    self._producers.update(dict.fromkeys(eqn.outvars, (order, eqn)))
+        return isinstance(atom, Literal) or atom in self._inputs or atom in self._producers
 
     def value(self, atom: Any) -> np.ndarray | None:
         """The value of `atom`, or None where it is not fixed at compile time."""
         if isinstance(atom, Literal):
             return np.asarray(atom.val)
-        if atom not in self._known:
-            if atom not in self._fixed():
-                return None
-            self._known[atom] = self._evaluate(atom)
-        return np.asarray(self._known[atom])
+        if not self.is_fixed(atom):
+            return None
+        if atom not in self._values:
+            self._values[atom] = self._evaluate(atom) if atom in self._producers else self._input(atom)
+        return np.asarray(self._values[atom])
 
     def enter(self, body: Jaxpr, consts: Sequence[Any], operands: Sequence[Any]) -> "Constants":
         """The constants of `body`, a sub-program called with values `consts`, then `operands` of this one."""
         return _Nested(body, consts, self, operands)
 
-    def _fixed(self) -> dict[Var, JaxprEqn]:
-        if self._producers is None:
-            self._learn_inputs()
-            self._producers = {}
-            for eqn in self._jaxpr.eqns:
-                if all(self._is_fixed(atom) for atom in eqn.invars) and not eqn.effects:
-                    self._producers.update(dict.fromkeys(eqn.outvars, eqn))
-        return self._producers
+    def _fixed_inputs(self) -> set[Var]:
+        return set(self._values)
 
-    def _learn_inputs(self) -> None:
-        """Fill in the inputs whose values can be known; those of an outermost program are given."""
-
-    def _is_fixed(self, atom: Any) -> bool:
-        return isinstance(atom, Literal) or atom in self._known or atom in (self._producers or {})
+    def _input(self, var: Var) -> Any:
+        return self._values[var]
 
     def _evaluate(self, var: Var) -> Any:
-        producers = self._fixed()
-        needed: set[int] = set()
+        needed: dict[int, JaxprEqn] = {}
         leaves: dict[Var, Any] = {}
         pending = [var]
         while pending:
             atom = pending.pop()
             if isinstance(atom, Literal) or atom in leaves:
                 continue
-            if atom in self._known:
-                leaves[atom] = self._known[atom]
-            elif id(producers[atom]) not in needed:
-                needed.add(id(producers[atom]))
-                pending.extend(producers[atom].invars)
-        eqns = [eqn for eqn in self._jaxpr.eqns if id(eqn) in needed]
+            if atom in self._values or atom not in self._producers:
+                leaves[atom] = self.value(atom)
+            else:
+                order, eqn = self._producers[atom]
+                if order not in needed:
+                    needed[order] = eqn
+                    pending.extend(eqn.invars)
+        eqns = [needed[order] for order in sorted(needed)]
         program = build_jaxpr(list(leaves), [var], eqns, like=self._jaxpr)
         return at_compile_time(eval_jaxpr, program, *leaves.values())[0]
 
@@ -79,11 +81,11 @@ class _Nested(Constants):
         self._outer = outer
         self._operands = dict(zip(body.invars[len(consts) :], operands, strict=True))
 
-    def _learn_inputs(self) -> None:
-        for inner, atom in self._operands.items():
-            value = self._outer.value(atom)
-            if value is not None:
-                self._known[inner] = value
+    def _fixed_inputs(self) -> set[Var]:
+        return {*self._values, *(v for v, atom in self._operands.items() if self._outer.is_fixed(atom))}
+
+    def _input(self, var: Var) -> Any:
+        return self._outer.value(self._operands[var])
 
 
 def at_compile_time(function: Callable[..., Any], *args: Any) -> Any:
