@@ -34,15 +34,15 @@ def floats(module: Any, x: Any) -> Any:
     return x
 
 
-def features(module: Any, x: Any, num_features: int) -> Any:
-    """`x` as floating-point numbers whose last axis holds `num_features`."""
+def features(module: Any, x: Any, *size: int) -> Any:
+    """`x` as floating-point numbers whose last axes have the sizes `size`."""
     x = floats(module, x)
-    if x.ndim == 0 or x.shape[-1] != num_features:
+    if x.shape[-len(size) :] != size:
         raise InputShapeError(
             "The input has the wrong feature size.",
             where=describe(module),
             found=shape_text(x),
-            expected=f"{x.dtype}[...,{num_features}]",
+            expected=f"{x.dtype}[...,{','.join(map(str, size))}]",
             fix="pass features on the last axis, or build the layer with the in_size of the data",
         )
     return x

@@ -23,17 +23,28 @@ ORTHOGONAL = init.Orthogonal()
 ZEROS = init.ZeroInit()
 
 
+def is_count(value: Any) -> bool:
+    """Whether `value` is a positive integer."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) > 0
+
+
+def as_count(value: Any, name: str) -> int:
+    """A positive integer."""
+    if not is_count(value):
+        raise ConfigurationError(f"`{name}` is not a count.", found=repr(value), expected="a positive integer")
+    return int(value)
+
+
 def as_size(value: Any, name: str) -> tuple[int, ...]:
     """A feature size as a tuple of positive integers."""
     sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    integers = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in sizes)
-    if not sizes or not integers or min(sizes) < 1:
+    if not sizes or not all(map(is_count, sizes)):
         raise ConfigurationError(
             f"`{name}` is not a size.",
             found=repr(value),
             expected="a positive integer, or a tuple of positive integers whose last one counts the features",
         )
-    return tuple(int(n) for n in sizes)
+    return tuple(map(int, sizes))
 
 
 def matching_sizes(in_size: Any, out_size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -46,6 +57,18 @@ def matching_sizes(in_size: Any, out_size: Any) -> tuple[tuple[int, ...], tuple[
             expected="in_size[:-1] == out_size[:-1]",
         )
     return sizes
+
+
+def sizes_around(num_in: int, num_out: int, in_size: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes of a layer from `num_in` to `num_out` features whose full `in_size` may have been given too."""
+    sizes = (num_in,) if in_size is None else as_size(in_size, "in_size")
+    if sizes[-1] != num_in:
+        raise ConfigurationError(
+            "`in_size` and the number of input features differ.",
+            found=f"in_size={sizes}",
+            expected=f"a last entry of {num_in}",
+        )
+    return sizes, (*sizes[:-1], num_out)
 
 
 def draw(initializer: Callable, shape: tuple[int, ...]) -> Any:
@@ -93,19 +116,16 @@ def parameter(initializer: Initializer, shape: tuple[int, ...], name: str) -> An
 
 def initial_state(initializer: Initializer, size: tuple[int, ...], batch_size: int | None, name: str) -> Any:
     """Initial value of a hidden state: shape ``size``, or ``(batch_size, *size)``."""
-    if batch_size is not None and (not isinstance(batch_size, (int, np.integer)) or batch_size < 1):
-        raise ConfigurationError(
-            "`batch_size` is not a batch size.", found=repr(batch_size), expected="None or a positive integer"
-        )
-    shape = size if batch_size is None else (int(batch_size), *size)
-    value = _value(initializer, shape)
-    if not broadcasts(value.shape, shape):
+    if batch_size is not None:
+        size = (as_count(batch_size, "batch_size"), *size)
+    value = _value(initializer, size)
+    if not broadcasts(value.shape, size):
         raise ConfigurationError(
             f"`{name}` has the wrong shape.",
             found=f"shape {value.shape}",
-            expected=f"a shape that broadcasts to {shape}",
+            expected=f"a shape that broadcasts to {size}",
         )
-    return _spread(value, shape)
+    return _spread(value, size)
 
 
 def _value(initializer: Initializer, shape: tuple[int, ...]) -> Any:
@@ -113,7 +133,8 @@ def _value(initializer: Initializer, shape: tuple[int, ...]) -> Any:
         return draw(initializer, shape)
 
     def array(leaf: Any) -> jax.Array:
-        return jnp.asarray(leaf, environ.dftype() if isinstance(leaf, (int, float)) else None)
+        floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return jnp.asarray(leaf, None if floating else environ.dftype())
 
     return jax.tree.map(array, initializer)
 

@@ -13,14 +13,14 @@ from ._init import KAIMING_NORMAL, ZEROS, Initializer, Size, broadcasts, matchin
 from ._layer import Layer
 
 
-def weight_mask(mask: Any, weight: Any) -> Any:
+def weight_mask(mask: Any, weight: Any, name: str = "w_mask") -> Any:
     """A mask (array, initialiser or None) in the type of the weight that it multiplies."""
     if mask is None:
         return None
     value: Any = mask(weight.shape) if callable(mask) else jnp.asarray(mask)
     if not broadcasts(value.shape, weight.shape):
         raise ConfigurationError(
-            "`w_mask` does not fit the weight.",
+            f"`{name}` does not fit the weight.",
             found=f"shape {value.shape}",
             expected=f"a shape that broadcasts to {weight.shape}",
         )

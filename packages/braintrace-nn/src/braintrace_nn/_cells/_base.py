@@ -1,15 +1,14 @@
-"""What all recurrent cells share: their states, their checks, and gates that see input and state."""
+"""What all recurrent cells share: states, and gates that see input and state."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
-from braintrace_nn._checks import require_states, step_input
-from braintrace_nn._init import Initializer, Size, initial_state, matching_sizes
-from braintrace_nn._layer import Layer
+from braintrace_nn._init import Initializer
 from braintrace_nn._linear import Linear
+from braintrace_nn._stateful import StatefulLayer
 
 
 def concat(x: jax.Array, h: jax.Array) -> jax.Array:
@@ -17,60 +16,12 @@ def concat(x: jax.Array, h: jax.Array) -> jax.Array:
     return jnp.concatenate([x, h], axis=-1)
 
 
-class RecurrentCell(Layer, brainstate.nn.RNNCell):
-    """Base class of cells that advance their hidden states by one time step per call.
-
-    A subclass names its states in ``state_names``, makes its parameters in ``__init__`` and writes its
-    equation in ``update``, where ``self.read(x)`` gives the checked input and the previous value of every
-    state.
-
-    Parameters
-    ----------
-    in_size, out_size : int or tuple of int
-        Numbers of input and output features.
-    state_init : callable, array or number
-        Initial value of every hidden state.
-    state_size : int or tuple of int, optional
-        Shape of the hidden states of one sample, `out_size` by default.
-    name : str, optional
-    """
+class RecurrentCell(StatefulLayer, brainstate.nn.RNNCell):
+    """Base class of the rate cells: one hidden state ``h`` unless ``state_names`` says otherwise."""
 
     state_names: ClassVar[tuple[str, ...]] = ("h",)
-
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        *,
-        state_init: Initializer,
-        state_size: Size | None = None,
-        name: str | None = None,
-    ):
-        super().__init__(name=name)
-        self.in_size, self.out_size = matching_sizes(in_size, out_size)
-        self.state_size = self.out_size if state_size is None else matching_sizes(in_size, state_size)[1]
-        self.state_init = state_init
 
     def gate(self, w_init: Initializer, b_init: Initializer | None) -> Linear:
         """A dense layer from [x, h] to the state."""
         lead, num_in, num_out = self.in_size[:-1], self.in_size[-1], self.state_size[-1]
         return Linear((*lead, num_in + num_out), self.state_size, w_init=w_init, b_init=b_init)
-
-    def init_state(self, batch_size: int | None = None) -> None:
-        """Make the hidden states, shape ``state_size`` or ``(batch_size, *state_size)``."""
-        for name in self.state_names:
-            setattr(self, name, brainstate.HiddenState(self._initial(batch_size)))
-
-    def reset_state(self, batch_size: int | None = None) -> None:
-        """Set the hidden states back to their initial value, possibly for another batch size."""
-        for state in require_states(self, self.state_names):
-            state.value = self._initial(batch_size)
-
-    def _initial(self, batch_size: int | None) -> Any:
-        return initial_state(self.state_init, self.state_size, batch_size, "state_init")
-
-    def read(self, x: Any) -> tuple[Any, ...]:
-        """The checked input, then the value of every hidden state in the order of ``state_names``."""
-        values = [state.value for state in require_states(self, self.state_names)]
-        batch_shape = values[0].shape[: -len(self.state_size)]
-        return step_input(self, x, batch_shape, values[0].dtype), *values

@@ -9,11 +9,11 @@ from brainstate import environ, random
 from brainstate.nn import init
 
 from braintrace_nn._errors import ConfigurationError
-from braintrace_nn._init import ZEROS, Initializer, draw, parameter
+from braintrace_nn._init import ZEROS, Initializer, as_count, draw, parameter
 from braintrace_nn._linear import Linear
+from braintrace_nn._mark import per_position
 
 from ._base import RecurrentCell
-from ._mark import per_position
 
 
 class LRUCell(RecurrentCell):
@@ -85,7 +85,8 @@ class LRUCell(RecurrentCell):
         state_init: Initializer = ZEROS,
         name: str | None = None,
     ):
-        super().__init__(d_model, d_model, state_size=d_hidden, state_init=state_init, name=name)
+        model, hidden = as_count(d_model, "d_model"), as_count(d_hidden, "d_hidden")
+        super().__init__(model, model, state_size=hidden, state_init=state_init, name=name)
         if not (0 <= r_min < r_max <= 1 and max_phase > 0):
             raise ConfigurationError(
                 "The eigenvalues cannot be drawn from this ring.",
@@ -97,7 +98,6 @@ class LRUCell(RecurrentCell):
         self.nu_log = brainstate.ParamState(nu_log)
         self.theta_log = brainstate.ParamState(theta_log)
         self.gamma_log = brainstate.ParamState(gamma_log)
-        model, hidden = self.in_size[-1], self.state_size[-1]
         into, out_of = init.Normal(scale=(2 * model) ** -0.5), init.Normal(scale=hidden**-0.5)
         self.B_re = Linear(model, hidden, into, None)
         self.B_im = Linear(model, hidden, into, None)
@@ -110,9 +110,7 @@ class LRUCell(RecurrentCell):
         dtype = environ.dftype()
         u, phase = random.uniform(1e-6, 1 - 1e-6, (2, *shape), dtype=dtype)
         loss = (1 - self.r_max**2) + u * (self.r_max**2 - self.r_min**2)  # 1 - |λ|², without cancellation
-        return jnp.stack(
-            [jnp.log(-0.5 * jnp.log1p(-loss)), jnp.log(self.max_phase * phase), 0.5 * jnp.log(loss)]
-        )
+        return jnp.stack([jnp.log(-0.5 * jnp.log1p(-loss)), jnp.log(self.max_phase * phase), 0.5 * jnp.log(loss)])
 
     def update(self, x: Any) -> Any:
         """Advance by one step; `x` and the returned output have shape (M,) or (B, M)."""

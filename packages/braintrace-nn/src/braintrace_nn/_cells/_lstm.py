@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 
 from braintrace_nn._init import XAVIER_NORMAL, ZEROS, Initializer, Size, activation_function, parameter
+from braintrace_nn._mark import per_position
 
 from ._base import RecurrentCell, concat
-from ._mark import per_position
 
 
 class LSTMCell(RecurrentCell):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from braintrace_primitives import element_wise
@@ -14,4 +15,4 @@ def per_position(weight: Any, shape: tuple[int, ...]) -> Any:
     position, so its trace is as large as the state, and the gradient sums over the batch on its way back to
     the parameter.
     """
-    return element_wise(jnp.broadcast_to(weight, shape))
+    return element_wise(jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), weight))
