@@ -265,9 +265,7 @@ def register_primitive(
     True
     """
     if any(spec.name == name for spec in _SPECS.values()):
-        raise RegistrationError(
-            f"The name {name!r} is taken by another ETP primitive.", fix="choose another name"
-        )
+        raise RegistrationError(f"The name {name!r} is taken by another ETP primitive.", fix="choose another name")
     if trainable_invars is None:
         trainable_invars, x_invar_index = _from_signature(name, fn)
     if not callable(trainable_invars):

@@ -94,9 +94,7 @@ class TraceRule:
         """Zero trace for abstract `x`, `y` and `weights` and S = `num_states`."""
         raise NotImplementedError
 
-    def accumulate(
-        self, xs: Any, factors: Any, weights: Mapping[str, Any], params: Mapping[str, Any]
-    ) -> Arrays:
+    def accumulate(self, xs: Any, factors: Any, weights: Mapping[str, Any], params: Mapping[str, Any]) -> Arrays:
         """What a window adds to the trace: the sum over time of ``factors[t] · ∂y[t]/∂w``.
 
         Parameters
@@ -116,9 +114,7 @@ class TraceRule:
         """
         raise NotImplementedError
 
-    def contract(
-        self, trace: Arrays, signal: Any, weights: Mapping[str, Any], params: Mapping[str, Any]
-    ) -> Arrays:
+    def contract(self, trace: Arrays, signal: Any, weights: Mapping[str, Any], params: Mapping[str, Any]) -> Arrays:
         """Weight gradient from a learning signal: the sum over states and positions of ``signal · trace``.
 
         Parameters
@@ -127,9 +123,7 @@ class TraceRule:
         """
         raise NotImplementedError
 
-    def trace_size(
-        self, x: Any, weights: Mapping[str, Any], y: Any, num_states: int, params: Mapping[str, Any]
-    ) -> int:
+    def trace_size(self, x: Any, weights: Mapping[str, Any], y: Any, num_states: int, params: Mapping[str, Any]) -> int:
         """Number of elements of the trace."""
         trace = jax.eval_shape(lambda: self.init(x, weights, y, num_states, params, jnp.float32))
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trace))
@@ -175,9 +169,7 @@ class GenericTraceRule(TraceRule):
         return {name: step(old) for name, old in trace.items()}
 
     def contract(self, trace, signal, weights, params):
-        return {
-            name: cast_like(jnp.tensordot(signal, trace[name], signal.ndim), w) for name, w in weights.items()
-        }
+        return {name: cast_like(jnp.tensordot(signal, trace[name], signal.ndim), w) for name, w in weights.items()}
 
 
 def take(y: Any, index: Any) -> Any:

@@ -10,7 +10,7 @@ from braintrace_primitives._primitive import register_primitive
 from braintrace_primitives._trace_rule import TraceRule, cast_like, mix, take
 from braintrace_primitives._units import join, split
 
-from ._operands import as_weight
+from ._operands import applied, as_weight
 
 _WHERE = "element_wise(weight, fn)"
 
@@ -33,12 +33,9 @@ class ElementwiseTraceRule(TraceRule):
     def contract(self, trace, signal, weights, params):
         w = weights["weight"]
         total = (signal * trace["weight"]).sum(0)
-        transpose = jax.linear_transpose(lambda w: self.fn(None, {"weight": w}, params), _abstract(w, total.dtype))
+        like = jax.ShapeDtypeStruct(w.shape, total.dtype)
+        transpose = jax.linear_transpose(lambda w: self.fn(None, {"weight": w}, params), like)
         return {"weight": cast_like(transpose(total)[0], w)}
-
-
-def _abstract(weight, dtype):
-    return jax.ShapeDtypeStruct(weight.shape, dtype)
 
 
 def _identity(weight):
@@ -54,7 +51,12 @@ etp_elemwise_p = register_primitive(
 )
 
 
-def element_wise(weight: Any, fn: Callable[[Any], Any] | None = None) -> Any:
+def element_wise(
+    weight: Any,
+    fn: Callable[[Any], Any] | None = None,
+    *,
+    weight_fn: Callable[[Any], Any] | None = None,
+) -> Any:
     """Marked parameter that acts position by position: a decay, a gain, a threshold.
 
     The result is ordinary JAX: combine it with states by broadcasting, a shape of (1,) included.
@@ -62,8 +64,8 @@ def element_wise(weight: Any, fn: Callable[[Any], Any] | None = None) -> Any:
     Parameters
     ----------
     weight : array or quantity of any shape
-    fn : callable, optional
-        Applied to `weight` before the mark, as ordinary JAX code.
+    fn, weight_fn : callable, optional
+        Applied to `weight` before the mark, as ordinary JAX code; two names of one argument.
 
     Returns
     -------
@@ -73,7 +75,7 @@ def element_wise(weight: Any, fn: Callable[[Any], Any] | None = None) -> Any:
     Raises
     ------
     OperandTypeError
-        If ``fn(weight)`` is not an array of floating or complex dtype.
+        If the value to mark is not an array of floating or complex dtype.
 
     Examples
     --------
@@ -81,6 +83,6 @@ def element_wise(weight: Any, fn: Callable[[Any], Any] | None = None) -> Any:
     >>> element_wise(jnp.zeros(3), jax.nn.sigmoid).tolist()
     [0.5, 0.5, 0.5]
     """
-    part = split(weight if fn is None else fn(weight))
+    part = split(applied(fn, applied(weight_fn, weight)))
     y = etp_elemwise_p.bind(as_weight(part.mantissa, "weight", _WHERE))
     return join(y, part.unit, part.kind)

@@ -1,0 +1,101 @@
+"""Table look-up: ``y = weight[indices]``."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from braintrace_primitives._errors import OperandTypeError
+from braintrace_primitives._primitive import register_primitive
+from braintrace_primitives._trace_rule import TraceRule, cast_like, mix, sum_leading
+from braintrace_primitives._units import join, split
+
+from ._operands import applied, as_array, as_weight, describe, require_rank
+
+_WHERE = "embedding(indices, weight)"
+
+
+class EmbeddingTraceRule(TraceRule):
+    """Gradients by scatter; a table per sample only where a trace must be carried.
+
+    Within a window the gradient adds ``gs[t]`` to the rows that were looked up, in one scatter over time and
+    samples. A carried trace has shape (S, *indices, N, D): every row looked up so far keeps decaying.
+    """
+
+    def init(self, x, weights, y, num_states, params, dtype):
+        rows, features = weights["weight"].shape
+        return {"weight": jnp.zeros((num_states, *y.shape[:-1], rows, features), dtype)}
+
+    def accumulate(self, xs, factors, weights, params):
+        rows, features = weights["weight"].shape
+        times, states, samples = *factors.shape[:2], xs[0].size
+        values = jnp.moveaxis(factors, 1, 0).reshape(states, times, samples, features)
+        table = jnp.zeros((states, samples, rows, features), factors.dtype)
+        table = table.at[:, jnp.arange(samples), xs.reshape(times, samples)].add(values)
+        return {"weight": table.reshape(states, *xs.shape[1:], rows, features)}
+
+    def decay(self, trace, blocks, params):
+        old = trace["weight"]
+        return {"weight": mix(blocks[..., None, :], old).astype(old.dtype)}
+
+    def contract(self, trace, signal, weights, params):
+        terms = mix(signal[None, ..., None, :], trace["weight"])[0]
+        return {"weight": cast_like(sum_leading(terms, terms.ndim - 2), weights["weight"])}
+
+
+def _embedding(indices, weight):
+    return weight.at[indices].get(mode="fill", fill_value=jnp.nan)
+
+
+_register = functools.partial(register_primitive, trainable_invars={"weight": 1}, trace_rule=EmbeddingTraceRule)
+
+etp_emb_p = _register("etp_emb", _embedding, batched=True, leading_axes=True)
+etp_emb_v_p = _register("etp_emb_v", _embedding, batched_form=etp_emb_p)
+
+
+def embedding(indices: Any, weight: Any, *, weight_fn: Callable[[Any], Any] | None = None) -> Any:
+    """Marked look-up of rows, ``weight[indices]``.
+
+    Binds ``etp_emb_v`` for a single index and ``etp_emb`` for an array of them.
+
+    Parameters
+    ----------
+    indices : integer array of any shape
+        Negative indices count from the end; rows of indices beyond the table are NaN.
+    weight : array or quantity of shape (N, D)
+    weight_fn : callable, optional
+        Applied to `weight` before the look-up, as ordinary JAX code.
+
+    Returns
+    -------
+    array or quantity of shape (*indices, D)
+        In the unit of `weight`.
+
+    Raises
+    ------
+    OperandError
+        If `weight` is not a matrix.
+    OperandTypeError
+        If `indices` are not integers or `weight` is not an array of floating or complex dtype.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> embedding(jnp.array([2, 0]), jnp.arange(6.0).reshape(3, 2)).tolist()
+    [[4.0, 5.0], [0.0, 1.0]]
+    """
+    part = split(applied(weight_fn, weight))
+    w = as_weight(part.mantissa, "weight", _WHERE)
+    indices = as_array(indices, "indices", _WHERE)
+    require_rank(w, 2, "weight", "(N, D)", _WHERE)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise OperandTypeError(
+            "Indices must be integers.",
+            where=_WHERE,
+            found=describe(indices=indices),
+            expected="an integer dtype",
+            fix="use matmul for a floating input",
+        )
+    primitive = etp_emb_v_p if indices.ndim == 0 else etp_emb_p
+    return join(primitive.bind(indices, w), part.unit, part.kind)

@@ -1,0 +1,136 @@
+"""Products with a sparse weight of static pattern."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from braintrace_primitives._primitive import register_primitive, trainables_with_bias
+from braintrace_primitives._sparsity import SparsityPattern
+from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
+
+from ._operands import applied, linear_operands, misfit, require_bias, require_trailing
+
+_WHERE = "sparse_matmul(x, data, sparse_mat, bias)"
+
+# Down to this share of stored entries one dense product over the window beats gathering its factors.
+_DENSE_SHARE = 1 / 64
+
+
+class SparseTraceRule(TraceRule):
+    """Trace (S, ..., nnz): entry k belongs to output ``cols[k]`` and is fed by input ``rows[k]``."""
+
+    def pullback(self, xs, weights, gs, params):
+        pattern, data = params["sparse_mat"], weights["weight"]
+        gs = gs.astype(jnp.result_type(xs, *weights.values()))
+        flat_x, flat_g = (a.reshape(a.shape[0], -1, a.shape[-1]) for a in (xs, gs))
+        if pattern.nnz >= _DENSE_SHARE * pattern.shape[0] * pattern.shape[1]:
+            grad = jnp.einsum("tbi,tbo->io", flat_x, flat_g)[pattern.rows, pattern.cols]
+        else:
+            grad = _over_time(lambda x, g: (x.T[pattern.rows] * g.T[pattern.cols]).sum(1), flat_x, flat_g)
+        grads = {"weight": cast_like(grad, data)}
+        if params["has_bias"]:
+            grads["bias"] = cast_like(flat_g.sum((0, 1)), weights["bias"])
+        return grads
+
+    def init(self, x, weights, y, num_states, params, dtype):
+        shapes = {"weight": (*y.shape[:-1], params["sparse_mat"].nnz), "bias": y.shape}
+        return {name: jnp.zeros((num_states, *shapes[name]), dtype) for name in weights}
+
+    def accumulate(self, xs, factors, weights, params):
+        pattern, xs = params["sparse_mat"], in_precision_of(factors, xs)
+        added = _over_time(lambda x, f: x[..., pattern.rows] * f[..., pattern.cols], xs, factors)
+        return {"weight": added} | ({"bias": factors.sum(0)} if params["has_bias"] else {})
+
+    def decay(self, trace, blocks, params):
+        aligned = {"weight": blocks[..., params["sparse_mat"].cols], "bias": blocks}
+        return {name: mix(aligned[name], old).astype(old.dtype) for name, old in trace.items()}
+
+    def contract(self, trace, signal, weights, params):
+        aligned = {"weight": signal[..., params["sparse_mat"].cols], "bias": signal}
+
+        def gradient(name, w):
+            terms = mix(aligned[name][None], trace[name])[0]
+            return cast_like(sum_leading(terms, terms.ndim - 1), w)
+
+        return {name: gradient(name, w) for name, w in weights.items()}
+
+
+def _over_time(term, xs, gs):
+    """``sum_t term(xs[t], gs[t])`` in the memory of one step."""
+    first = term(xs[0], gs[0])
+    return jax.lax.scan(lambda total, pair: (total + term(*pair), None), first, (xs[1:], gs[1:]))[0]
+
+
+def _sparse_matmul(x, data, bias=None, *, sparse_mat, has_bias):
+    # Leading axes last: gather and scatter then move contiguous rows.
+    gathered = jnp.moveaxis(x, -1, 0)[sparse_mat.rows]
+    terms = gathered * data.reshape(-1, *(1,) * (x.ndim - 1))
+    y = jnp.zeros((sparse_mat.shape[1], *x.shape[:-1]), terms.dtype).at[sparse_mat.cols].add(terms)
+    y = jnp.moveaxis(y, 0, -1)
+    return y + bias if has_bias else y
+
+
+_register = functools.partial(
+    register_primitive, trainable_invars=trainables_with_bias(weight=1), trace_rule=SparseTraceRule
+)
+
+etp_sp_mm_p = _register("etp_sp_mm", _sparse_matmul, batched=True, leading_axes=True)
+etp_sp_mv_p = _register("etp_sp_mv", _sparse_matmul, batched_form=etp_sp_mm_p)
+
+
+def sparse_matmul(
+    x: Any,
+    data: Any,
+    *,
+    sparse_mat: Any,
+    bias: Any = None,
+    weight_fn: Callable[[Any], Any] | None = None,
+    bias_fn: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Marked product ``x @ W + bias`` with a sparse W of static pattern and trainable entries.
+
+    Binds ``etp_sp_mv`` for a vector and ``etp_sp_mm`` for any number of leading axes.
+
+    Parameters
+    ----------
+    x : array or quantity of shape (..., I)
+    data : array or quantity of shape (nnz,)
+        The stored entries of W.
+    sparse_mat : SparsityPattern or sparse matrix of shape (I, O)
+        The pattern: ours, or a BCOO, BCSR, brainevent or SciPy matrix, of which only the positions are read.
+        Convert once, with ``SparsityPattern.from_matrix``, where the call is traced often.
+    bias : array or quantity of shape (O,), optional
+    weight_fn, bias_fn : callable, optional
+        Applied to `data` and `bias` before the product, as ordinary JAX code.
+
+    Returns
+    -------
+    array or quantity of shape (..., O)
+
+    Raises
+    ------
+    OperandError
+        If ranks, sizes or units do not fit.
+    OperandTypeError
+        If an operand is not an array or has an integer dtype, or the pattern is traced.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> pattern = SparsityPattern.from_dense([[1, 0], [1, 1]])
+    >>> sparse_matmul(jnp.array([1.0, 10.0]), jnp.array([1.0, 2.0, 3.0]), sparse_mat=pattern).tolist()
+    [21.0, 30.0]
+    """
+    pattern = SparsityPattern.from_matrix(sparse_mat)
+    data, bias = applied(weight_fn, data), applied(bias_fn, bias)
+    x, (w,), bias, restore = linear_operands(_WHERE, x, bias, data=data)
+    if w.shape != (pattern.nnz,):
+        raise misfit("data does not fit the pattern.", _WHERE, f"data of shape ({pattern.nnz},) for {pattern}", data=w)
+    require_trailing(x, pattern.shape[:1], _WHERE, data=w)
+    require_bias(bias, pattern.shape[1:], _WHERE, data=w)
+    primitive = etp_sp_mv_p if x.ndim == 1 else etp_sp_mm_p
+    operands = (x, w) if bias is None else (x, w, bias)
+    return restore(primitive.bind(*operands, sparse_mat=pattern, has_bias=bias is not None))
