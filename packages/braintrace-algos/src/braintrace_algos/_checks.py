@@ -18,6 +18,12 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         )
 
 
+def check_window(window: Any) -> None:
+    """Refuse a window that is no number of steps."""
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+        raise LearnerError("`window` must be a number of steps.", found=repr(window), expected="an int of at least 1")
+
+
 def describe(value: Any) -> str:
     """Shape and dtype of an array, as ``f32[4,5]``."""
     dtype = jnp.dtype(value.dtype)

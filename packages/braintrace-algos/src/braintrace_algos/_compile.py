@@ -94,7 +94,7 @@ def compile(
         brainstate.random.seed(seed)
     initialise(model, None if vmap else batch_size)
     graph = compile_etrace_graph(model, *examples)
-    require_learnable(graph, examples, batch_size)
+    require_learnable(graph)
 
     if vmap:
         refuse_shared_states(graph)
@@ -160,7 +160,7 @@ def _place(model: Any, path: Sequence[Any], state: brainstate.State) -> None:
         setattr(model, last, state)
 
 
-def require_learnable(graph: ETraceGraph, examples: Any, batch_size: int | None) -> None:
+def require_learnable(graph: ETraceGraph) -> None:
     """Refuse a model that has nothing to learn online."""
     minfo = graph.module_info
     if not minfo.hidden:
@@ -180,17 +180,6 @@ def require_learnable(graph: ETraceGraph, examples: Any, batch_size: int | None)
             fix="replace `x @ w` by braintrace.matmul(x, w), `w * h` by braintrace.element_wise(w) * h, or use "
             "braintrace.nn layers",
         )
-    for info in minfo.hidden:
-        before, after = info.invars[0].aval, info.outvars[0].aval
-        if before.shape != after.shape or before.dtype != after.dtype:
-            inputs = ", ".join(describe(x) for x in jax.tree.leaves(examples))
-            raise LearnerError(
-                "A step changes the shape or dtype of a hidden state.",
-                where=f"state {'.'.join(map(str, info.path))}",
-                found=f"{describe(after)} after a step from {describe(before)}, with inputs {inputs}",
-                expected=describe(before),
-                fix=f"pass batch_size (now {batch_size}) as in the example inputs",
-            )
 
 
 def refuse_shared_states(graph: ETraceGraph) -> None:

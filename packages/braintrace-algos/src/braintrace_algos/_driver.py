@@ -166,10 +166,7 @@ class GradientDriver:
 
         def loss(theta, entry, deltas):
             perturbed = [
-                jax.tree.map(operator.add, value, jax.tree.unflatten(jax.tree.structure(value), [entry[at]]))
-                if at is not None
-                else value
-                for at, value in zip(positions, values, strict=True)
+                value if at is None else _shifted(value, entry[at]) for at, value in zip(positions, values, strict=True)
             ]
 
             def step(values, inputs):
@@ -188,6 +185,11 @@ class GradientDriver:
         entry = plan.by_group(q, lead=0 if plan.batch is None else 1)
         d_weights, traces = fold(plan, Window(derivatives, b, {}), traces, weights, entry)
         return (d_weights, direct), losses, aux, values, traces
+
+
+def _shifted(value: Any, delta: Any) -> Any:
+    """A hidden state's value, of one array with or without a unit, plus a plain array."""
+    return jax.tree.map(lambda leaf: leaf + delta, value)
 
 
 def _scan_windows(advance: Callable[..., Any], carry: Any, steps: Any, K: int) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
 
-from ._checks import check_arguments, check_choice, check_state_shapes
+from ._checks import check_arguments, check_choice, check_state_shapes, check_window
 from ._errors import LearnerError
 from ._fold import advance, recall
 from ._plan import Plan, make_plan
@@ -74,6 +74,7 @@ class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
     ):
         super().__init__(name=name)
         check_choice("vjp_method", vjp_method, ("single-step", "multi-step"))
+        check_window(window)
         self.model = model
         self.vjp_method = vjp_method
         self.window = window

@@ -1,7 +1,7 @@
 """Stage 1: trace one step of a model, and name every input and output of the program."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import brainstate
@@ -11,6 +11,7 @@ from braintrace_primitives._jax_compat import Jaxpr, Var, make_jaxpr_without_con
 
 from ._canonicalize import canonicalize
 from ._diagnostics import Path
+from ._errors import CompilationError
 
 GLOBAL = "<global>"
 
@@ -130,6 +131,11 @@ def extract_module_info(model: Callable[..., Any], *args: Any) -> ModuleInfo:
     -------
     ModuleInfo
 
+    Raises
+    ------
+    CompilationError
+        If a step changes the shape or dtype of a hidden state.
+
     Examples
     --------
     >>> import brainstate, jax.numpy as jnp
@@ -161,6 +167,9 @@ def extract_module_info(model: Callable[..., Any], *args: Any) -> ModuleInfo:
         _state_info(state, in_model.get(id(state), (GLOBAL, state.name or type(state).__name__, i)), inputs, outputs)
         for i, state in enumerate(states)
     ]
+    for info in infos:
+        if info.kind is StateKind.HIDDEN:
+            _require_constant_shape(info, arg_invars)
     return ModuleInfo(program, tuple(consts), args_tree, out_tree, arg_invars, out_outvars, tuple(infos))
 
 
@@ -174,3 +183,17 @@ def _state_info(state: brainstate.State, path: Path, inputs: Any, outputs: Any) 
     return StateInfo(
         path, kind, state, treedef, tuple(next(inputs) for _ in leaves), tuple(next(outputs) for _ in leaves)
     )
+
+
+def _require_constant_shape(info: StateInfo, arg_invars: Sequence[Var]) -> None:
+    for before, after in zip(info.invars, info.outvars, strict=True):
+        if before.aval.shape == after.aval.shape and before.aval.dtype == after.aval.dtype:
+            continue
+        inputs = ", ".join(v.aval.str_short() for v in arg_invars) or "no inputs"
+        raise CompilationError(
+            "A step changes the shape or dtype of a hidden state.",
+            where=f"state {'.'.join(map(str, info.path))}",
+            found=f"{after.aval.str_short()} after a step from {before.aval.str_short()}, with {inputs}",
+            expected=before.aval.str_short(),
+            fix="initialise the states for the inputs they will meet: batch_size in init_state, or in compile(...)",
+        )

@@ -1,0 +1,93 @@
+import brainstate
+import jax.numpy as jnp
+import pytest
+
+from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, UnknownAlgorithmError, compile
+from braintrace_compiler import CompilationError
+from braintrace_primitives import matmul
+
+
+@pytest.mark.parametrize("name", ["d_rtrl", "D_RTRL", "D-RTRL", D_RTRL])
+def test_an_algorithm_is_a_class_or_a_name(model, name):
+    assert type(compile(model, name, jnp.zeros(4))) is D_RTRL
+    assert type(compile(model, "bptt", jnp.zeros(4))) is BPTT
+
+
+def test_an_unknown_name_lists_the_known_ones(model):
+    with pytest.raises(UnknownAlgorithmError, match=r"bptt.*d_rtrl"):
+        compile(model, "drtrl", jnp.zeros(4))
+    with pytest.raises(LearnerTypeError, match="a class or a name"):
+        compile(model, 3, jnp.zeros(4))
+
+
+def test_options_are_checked(model):
+    with pytest.raises(LearnerError, match="vjp_method"):
+        compile(model, D_RTRL, jnp.zeros(4), vjp_method="two-step")
+    with pytest.raises(LearnerError, match="window"):
+        compile(model, D_RTRL, jnp.zeros(4), vjp_method="multi-step", window=0)
+
+
+def test_a_model_without_marks_is_told_how_to_mark(model):
+    class Plain(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.ones((4, 5)))
+
+        def init_state(self, batch_size=None):
+            self.h = brainstate.HiddenState(jnp.zeros(5))
+
+        def update(self, x):
+            self.h.value = 0.5 * self.h.value + x @ self.w.value
+            return self.h.value
+
+    with pytest.warns(UserWarning, match="PLAIN_PARAMETER_TEMPORAL"), pytest.raises(CompilationError) as error:
+        compile(Plain(), D_RTRL, jnp.zeros(4))
+    assert "('w',)" in str(error.value)
+    assert "braintrace.matmul" in str(error.value)
+
+
+def test_a_model_without_memory_is_refused():
+    class Feedforward(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.ones((4, 5)))
+
+        def update(self, x):
+            return matmul(x, self.w.value)
+
+    with pytest.raises(CompilationError, match="no hidden state"):
+        compile(Feedforward(), D_RTRL, jnp.zeros(4))
+
+
+def test_batch_size_and_examples_must_agree(model):
+    with pytest.raises(CompilationError, match="batch_size"):
+        compile(model, D_RTRL, jnp.zeros((3, 4)))
+    with pytest.raises(LearnerTypeError, match="batch_size"):
+        compile(model, D_RTRL, jnp.zeros((3, 4)), vmap=True)
+    with pytest.raises(LearnerError, match="first axis"):
+        compile(model, D_RTRL, jnp.zeros((2, 4)), batch_size=3, vmap=True)
+
+
+def test_verbose_prints_the_report(model, capsys):
+    compile(model, D_RTRL, jnp.zeros(4), verbose=2)
+    printed = capsys.readouterr().out
+    assert "strict gradient" in printed
+    assert "RELATION_INCLUDED" in printed
+
+
+def test_a_seed_fixes_random_initial_states():
+    class Noisy(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.ones((4, 5)))
+
+        def init_state(self, batch_size=None):
+            self.h = brainstate.HiddenState(brainstate.random.rand(5))
+
+        def update(self, x):
+            self.h.value = 0.5 * self.h.value + matmul(x, self.w.value)
+            return self.h.value
+
+    first, second, third = (compile(Noisy(), D_RTRL, jnp.zeros(4), seed=s) for s in (1, 1, 2))
+    assert bool(jnp.all(first.model.h.value == second.model.h.value))
+    assert not bool(jnp.all(first.model.h.value == third.model.h.value))
