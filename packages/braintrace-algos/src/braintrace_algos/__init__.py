@@ -8,6 +8,9 @@ from ._compile import compile as compile
 from ._errors import LearnerError as LearnerError
 from ._errors import LearnerTypeError as LearnerTypeError
 from ._errors import UnknownAlgorithmError as UnknownAlgorithmError
+from ._filters import FixedRandomFeedback as FixedRandomFeedback
+from ._filters import GradExpon as GradExpon
+from ._filters import KappaFilter as KappaFilter
 from ._learner import ETraceState as ETraceState
 from ._learner import OnlineLearner as OnlineLearner
 from ._version import __version__ as __version__
