@@ -41,17 +41,13 @@ def refused(cell, x, error, *words):
 def test_wrong_feature_size(make, batch):
     lead = () if batch is None else (batch,)
     expected = "float32[2,4]" if batch else "float32[4]"
-    refused(
-        started(make, batch), jnp.ones((*lead, 5)), nn.InputShapeError, "feature size", expected, "'memory'"
-    )
+    refused(started(make, batch), jnp.ones((*lead, 5)), nn.InputShapeError, "feature size", expected, "'memory'")
 
 
 @cells
 def test_wrong_batch(make):
     cell = started(make, 2)
-    refused(
-        cell, jnp.ones((7, 4)), nn.InputShapeError, "float32[7,4]", "float32[2,4]", "init_state(batch_size=7)"
-    )
+    refused(cell, jnp.ones((7, 4)), nn.InputShapeError, "float32[7,4]", "float32[2,4]", "init_state(batch_size=7)")
     refused(cell, jnp.ones(4), nn.InputShapeError, "differ in their batch", "init_state(batch_size=None)")
 
 
@@ -134,9 +130,7 @@ def test_unknown_activation(activation):
         nn.GRUCell(4, 3, activation=activation)
 
 
-@pytest.mark.parametrize(
-    "ring", [{"r_min": 0.9, "r_max": 0.5}, {"r_max": 1.5}, {"r_min": -0.1}, {"max_phase": 0.0}]
-)
+@pytest.mark.parametrize("ring", [{"r_min": 0.9, "r_max": 0.5}, {"r_max": 1.5}, {"r_min": -0.1}, {"max_phase": 0.0}])
 def test_impossible_rings(ring):
     with pytest.raises(nn.ConfigurationError, match="ring"):
         nn.LRUCell(4, 3, **ring)

@@ -70,9 +70,7 @@ def test_kaiming_and_zero_by_default():
     np.testing.assert_array_equal(params["bias"], np.zeros(300))
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("bf16", jnp.bfloat16), (16, jnp.float16), (64, jnp.float64)]
-)
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", jnp.bfloat16), (16, jnp.float16), (64, jnp.float64)])
 def test_precision_of_the_environment(precision, dtype):
     with jax.enable_x64(precision == 64), brainstate.environ.context(precision=precision):
         layer = nn.Linear(4, 3, w_mask=np.ones((4, 3)), w_init=brainstate.nn.init.Orthogonal())

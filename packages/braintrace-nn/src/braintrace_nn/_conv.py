@@ -94,6 +94,12 @@ class ConvNd(Layer):
         self.rhs_dilation = self._per_axis(rhs_dilation, "rhs_dilation")
         self.padding, self.channel_first = padding, channel_first
         channels = self.in_size[0 if channel_first else -1]
+        if channels % self.groups or self.out_channels % self.groups:
+            raise ConfigurationError(
+                "The channels do not divide into groups.",
+                where=type(self).__name__,
+                found=f"{channels} input channels, {self.out_channels} output channels, {self.groups} groups",
+            )
         shape = (*self.kernel_size, channels // self.groups, self.out_channels)
         params = {"weight": parameter(w_init, shape, "w_init")}
         if b_init is not None:
