@@ -1,11 +1,11 @@
 """Records about the structure of a step as a whole; those about single operations come with the relations."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import brainstate
 
-from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
+from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
 from ._hidden_groups import HiddenGroup
 from ._jaxpr import reached
 from ._module_info import ModuleInfo
@@ -19,12 +19,16 @@ def structural_findings(
     groups: Sequence[HiddenGroup],
     relations: Sequence[HiddenParamOpRelation],
     perturbation: HiddenPerturbation,
+    told: Container[Path | None],
 ) -> Iterator[CompilationRecord]:
-    """Records about groups, mixing, plain parameters and untouched states, in this order."""
+    """Records about groups, mixing, plain parameters and untouched states, in this order.
+
+    A parameter whose path is in `told` needs no further word.
+    """
     yield from _merged_groups(groups)
     yield from _cross_group_memory(minfo, perturbation)
     yield from _position_mixing(relations, perturbation)
-    yield from _plain_parameters(minfo, perturbation)
+    yield from _plain_parameters(minfo, perturbation, told)
     yield from _untouched_states(model, minfo)
 
 
@@ -84,7 +88,9 @@ def _position_mixing(
                 )
 
 
-def _plain_parameters(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> Iterator[CompilationRecord]:
+def _plain_parameters(
+    minfo: ModuleInfo, perturbation: HiddenPerturbation, told: Container[Path | None]
+) -> Iterator[CompilationRecord]:
     """Parameters that still reach hidden states once the weights of all operations have become inputs."""
     program = perturbation.full.jaxpr
     first = len(minfo.out_outvars)
@@ -93,7 +99,7 @@ def _plain_parameters(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> It
     for parameter in minfo.parameters:
         downstream = reached(program.eqns, parameter.invars)
         fed = tuple(s.path for s in minfo.hidden if any(v in downstream for v in new[s.path]))
-        if fed:
+        if fed and parameter.path not in told:
             yield CompilationRecord(
                 DiagnosticKind.PLAIN_PARAMETER_TEMPORAL,
                 DiagnosticLevel.WARNING,

@@ -124,7 +124,8 @@ def compile_etrace_graph(model: Callable[..., Any], *args: Any) -> ETraceGraph:
     relations, transitions, records = find_relations(minfo, groups)
     operations, _ = find_marked_operations(minfo)
     perturbation = perturb(minfo, groups, operations, transitions)
-    records = (*records, *structural_findings(model, minfo, groups, relations, perturbation))
+    told = {r.weight_path for r in records if r.kind is DiagnosticKind.TIME_VARYING_WEIGHT}
+    records = (*records, *structural_findings(model, minfo, groups, relations, perturbation, told))
     graph = ETraceGraph(minfo, groups, hid_path_to_group, relations, perturbation, records)
     emit_warnings(records)
     return graph

@@ -110,7 +110,7 @@ def _keeps_positions(minfo: ModuleInfo, source: StateInfo, target: StateInfo) ->
     eqns = between(minfo.jaxpr.eqns, [h_in], [h_out], barrier=is_marked)
     program, _ = slice_program(minfo.jaxpr, eqns, [h_in], [h_out])
     own = np.arange(h_out.aval.size).reshape(h_out.aval.shape)
-    label = propagate_targets(program, [own])[0]
+    label = propagate_targets(program, [own], known=minfo.constants())[0]
     return label is not None and bool(np.all((label == own) | (label == -1))) and bool(np.any(label == own))
 
 

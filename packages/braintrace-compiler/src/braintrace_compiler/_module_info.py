@@ -12,6 +12,7 @@ from braintrace_primitives._jax_compat import Jaxpr, Var, make_jaxpr_without_con
 from ._canonicalize import canonicalize
 from ._diagnostics import Path
 from ._errors import CompilationError
+from ._positions_constants import Constants
 
 GLOBAL = "<global>"
 
@@ -90,6 +91,10 @@ class ModuleInfo(NamedTuple):
     def const_invars(self) -> tuple[Var, ...]:
         """The inputs that take `consts`."""
         return tuple(self.jaxpr.invars[: len(self.consts)])
+
+    def constants(self) -> Constants:
+        """What is known of the program's variables at compile time."""
+        return Constants(self.jaxpr, dict(zip(self.const_invars, self.consts, strict=True)))
 
     @property
     def compiled_model_states(self) -> tuple[brainstate.State, ...]:

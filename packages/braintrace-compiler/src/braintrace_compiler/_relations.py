@@ -26,7 +26,7 @@ from ._jaxpr import (
     source_line,
 )
 from ._module_info import ModuleInfo, StateKind
-from ._positions import propagate_sources, propagate_targets
+from ._positions import Constants, propagate_sources, propagate_targets
 
 
 class MarkedOperation(NamedTuple):
@@ -256,17 +256,20 @@ def find_local_transition(
         group.hidden_outvars,
     )
     own = np.arange(int(np.prod(group.varshape))).reshape(group.varshape)
-    labels = propagate_targets(local, [own] * group.num_state)
+    known = minfo.constants()
+    labels = propagate_targets(local, [own] * group.num_state, known=known)
     memory = [label for label in labels[: group.num_state] if label is not None and np.any(label != -1)]
     mixes = any(np.any((label != own) & (label != -1)) for label in memory)
     transition = LocalTransition(group, y_vars, local, constvars, bool(memory), bool(mixes))
     feeds = tuple(
-        _find_feed(transition, k, label, own) for k, label in enumerate(labels[group.num_state : len(sources)])
+        _find_feed(transition, k, label, own, known) for k, label in enumerate(labels[group.num_state : len(sources)])
     )
     return transition, feeds
 
 
-def _find_feed(transition: LocalTransition, k: int, label: np.ndarray | None, own: np.ndarray) -> Feed:
+def _find_feed(
+    transition: LocalTransition, k: int, label: np.ndarray | None, own: np.ndarray, known: Constants
+) -> Feed:
     if label is not None and not np.any(label == -2):
         if label.shape == own.shape and np.all((label == own) | (label == -1)):
             return Feed(FeedKind.SAME)
@@ -275,7 +278,7 @@ def _find_feed(transition: LocalTransition, k: int, label: np.ndarray | None, ow
     in_labels: list[np.ndarray | None] = [None] * len(transition.program.invars)
     in_labels[states + k] = np.arange(y_var.aval.size).reshape(y_var.aval.shape)
     source = np.full(own.shape, -1)
-    for out in propagate_sources(transition.program, in_labels):
+    for out in propagate_sources(transition.program, in_labels, known=known):
         if out is not None:
             source = np.where(source == -1, out, np.where((out == -1) | (out == source), source, -2))
     if not np.any(source == -2):

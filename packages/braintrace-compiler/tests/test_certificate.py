@@ -1,0 +1,73 @@
+"""What a strict gradient is said to leave out."""
+
+import pathlib
+import warnings
+
+import jax
+import jax.numpy as jnp
+from compiler_models import H, I, Model, array, gains, gated, graph, leaky, recurrent, two_layers
+
+from braintrace_compiler import Omission
+from braintrace_primitives import matmul
+
+
+def omissions(model, *args):
+    certificates = graph(model, *args).certificates()
+    assert all(c.exact is (not c.omissions) for c in certificates)
+    return {c.operation.weight_path[0]: [o.name for o in c.omissions] for c in certificates}
+
+
+def test_a_layer_without_recurrent_mixing_is_exact():
+    assert omissions(leaky()) == {"w": [], "out": []}
+    assert omissions(gains(), jnp.ones(H)) == {"tau": [], "gain": []}
+
+
+def test_recurrent_mixing():
+    assert omissions(recurrent()) == {"w": ["RECURRENT_MIXING"], "out": []}
+
+
+def test_downstream_memory():
+    assert omissions(two_layers()) == {"w1": ["RECURRENT_MIXING", "DOWNSTREAM_MEMORY"], "w2": ["RECURRENT_MIXING"]}
+
+
+def test_a_layer_without_memory_takes_nothing_from_the_one_below():
+    def step(m, x):
+        m.a.value = 0.9 * m.a.value + matmul(x, m.w.value)
+        m.b.value = matmul(jnp.tanh(m.a.value), m.u.value)
+        return m.b.value
+
+    model = Model(step, {"w": array(I, H), "u": array(H, H)}, {"a": array(H), "b": array(H)})
+    assert omissions(model) == {"w": [], "u": []}
+
+
+def test_through_another_op():
+    assert omissions(gated()) == {"wr": ["THROUGH_ANOTHER_OP"], "wh": ["RECURRENT_MIXING"]}
+
+
+def test_position_mixing_in_the_transition():
+    def step(m, x):
+        m.v.value = jax.nn.softmax(m.v.value) + matmul(x, m.w.value)
+        return m.v.value
+
+    model = Model(step, {"w": array(I, H)}, {"v": array(H)})
+    assert omissions_of_mixing(model) == {"w": ["POSITION_MIXING"]}
+
+
+def test_position_mixing_on_the_way_in():
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + jax.nn.softmax(matmul(x, m.w.value))
+        return m.v.value
+
+    model = Model(step, {"w": array(I, H)}, {"v": array(H)})
+    assert omissions_of_mixing(model) == {"w": ["POSITION_MIXING"]}
+
+
+def omissions_of_mixing(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return omissions(model)
+
+
+def test_every_omission_has_a_test():
+    named = set(pathlib.Path(__file__).read_text().split('"'))
+    assert {o.name for o in Omission} <= named

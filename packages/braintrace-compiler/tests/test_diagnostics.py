@@ -1,0 +1,158 @@
+"""Every kind of record is emitted, and says where."""
+
+import inspect
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+from compiler_models import H, I, Model, array, gated, graph, kinds, leaky, recurrent, two_layers
+
+from braintrace_compiler import CompilationRecord, CompilationWarning, DiagnosticKind, DiagnosticLevel
+from braintrace_compiler._diagnostics import emit_warnings
+from braintrace_primitives import matmul
+
+
+def quiet(model, *args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CompilationWarning)
+        return graph(model, *args, **options)
+
+
+def cell(step, params=None, **states):
+    return Model(step, params or {"w": array(I, H)}, states or {"v": array(H)})
+
+
+def time_varying():
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + matmul(x, m.w.value * x.sum())
+        return m.v.value
+
+    return cell(step)
+
+
+def no_parameter():
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + matmul(x, jnp.ones((I, H))) + matmul(x, m.w.value)
+        return m.v.value
+
+    return cell(step)
+
+
+def mixing_transition():
+    def step(m, x):
+        m.v.value = jax.nn.softmax(m.v.value) + matmul(x, m.w.value)
+        return m.v.value
+
+    return cell(step)
+
+
+def mixing_feed():
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + jax.nn.softmax(matmul(x, m.w.value))
+        return m.v.value
+
+    return cell(step)
+
+
+def plain_parameter():
+    def step(m, x):
+        m.v.value = m.tau.value * m.v.value + matmul(x, m.w.value)
+        return m.v.value
+
+    return cell(step, {"w": array(I, H), "tau": array(H)})
+
+
+def untouched():
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + matmul(x, m.w.value)
+        return m.v.value
+
+    return cell(step, v=array(H), idle=array(H))
+
+
+def partial_path():
+    def step(m, x):
+        y = matmul(x, m.w.value)
+        m.v.value = 0.9 * m.v.value + y + matmul(jnp.tanh(y), m.u.value)
+        return m.v.value
+
+    return cell(step, {"w": array(I, H), "u": array(H, H)})
+
+
+def pooled(size):
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + jax.nn.softmax(matmul(x, m.w.value))[:H]
+        return m.v.value
+
+    return cell(step, {"w": array(I, size)})
+
+
+EMITTED = {
+    "RELATION_INCLUDED": (leaky, ("w",), ("v",)),
+    "RELATION_EXCLUDED_NON_TEMPORAL": (leaky, ("out",), None),
+    "RELATION_EXCLUDED_WEIGHT_TO_WEIGHT": (gated, ("wr",), ("h",)),
+    "RELATION_EXCLUDED_NO_PARAMSTATE": (no_parameter, None, None),
+    "TIME_VARYING_WEIGHT": (time_varying, ("w",), None),
+    "POSITION_MIXING": (mixing_feed, ("w",), ("v",)),
+    "PLAIN_PARAMETER_TEMPORAL": (plain_parameter, ("tau",), ("v",)),
+    "CROSS_GROUP_MEMORY": (two_layers, None, ("a",)),
+    "HIDDEN_GROUP_MERGED": (recurrent, None, ("g",)),
+    "STATE_MISMATCH": (untouched, None, ("idle",)),
+}
+
+
+@pytest.mark.parametrize("kind", EMITTED)
+def test_emitted(kind):
+    make, weight_path, hidden_path = EMITTED[kind]
+    records = [r for r in quiet(make()).diagnostics if r.kind.name == kind]
+    assert len(records) == 1
+    assert records[0].weight_path == weight_path
+    assert (records[0].hidden_paths or (None,))[0] == hidden_path
+
+
+def test_a_mixing_transition_is_told_once_for_its_group():
+    (record,) = [r for r in quiet(mixing_transition()).diagnostics if r.kind is DiagnosticKind.POSITION_MIXING]
+    assert (record.weight_path, record.hidden_paths) == (None, (("v",),))
+
+
+def test_each_kind_says_when_it_is_emitted():
+    source = inspect.getsource(DiagnosticKind)
+    for kind in DiagnosticKind:
+        assert kind.value == kind.name.lower()
+        assert f'{kind.name} = "{kind.value}"\n    """' in source
+
+
+def test_warnings_are_of_one_category_and_name_the_line():
+    with pytest.warns(CompilationWarning, match=r"TIME_VARYING_WEIGHT.*test_diagnostics\.py:\d+"):
+        graph(time_varying())
+
+
+def test_readouts_are_quiet():
+    graph(leaky())  # warnings are errors
+
+
+def test_errors_and_infos_are_no_warnings():
+    record = CompilationRecord(DiagnosticKind.TIME_VARYING_WEIGHT, DiagnosticLevel.INFO, "so be it")
+    emit_warnings([record])
+
+
+def test_records_name_the_line_of_the_user():
+    records = quiet(leaky()).diagnostics
+    assert all("compiler_models.py" in r.context["source"] for r in records if r.primitive is not None)
+
+
+def test_explain_filters_prints_and_returns(capsys):
+    compiled = quiet(two_layers())
+    everything = compiled.explain()
+    assert everything == compiled.diagnostics
+    assert "RELATION_INCLUDED (2)" in capsys.readouterr().out
+    assert [r.weight_path for r in compiled.explain(weight_path=("w1",))] == [("w1",)]
+    assert {r.kind.name for r in compiled.explain(hidden_path=("b",))} == {"RELATION_INCLUDED", "CROSS_GROUP_MEMORY"}
+    assert len(compiled.explain(kind=DiagnosticKind.RELATION_INCLUDED)) == 2
+    capsys.readouterr()
+    assert compiled.explain(weight_path=("nobody",)) == ()
+
+
+def test_order_is_that_of_the_program():
+    assert kinds(quiet(gated())) == ["RELATION_EXCLUDED_WEIGHT_TO_WEIGHT", "RELATION_INCLUDED"]
