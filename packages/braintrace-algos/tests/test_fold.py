@@ -7,7 +7,8 @@ import pytest
 
 from braintrace_algos import D_RTRL, compile
 from braintrace_algos._feeds import collect, spread
-from braintrace_algos._fold import Window, fold
+from braintrace_algos._fold import fold
+from braintrace_algos._fold_types import Window
 from braintrace_algos._step import Derivatives
 from braintrace_compiler import Feed, FeedKind
 
@@ -31,7 +32,7 @@ def test_a_window_equals_its_steps(model, data):
     paths = [op.weight_path for op in plan.operations]
     derivatives = derivatives._replace(x=tuple(x_of[p] for p in paths))
     window = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), Window(derivatives, [b_of[p] for p in paths], {0: q}))
-    traces = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), D_RTRL.carry.init(plan))
+    traces = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), plan.carry.init(plan))
     traces[keys["w",]] = {"weight": jnp.asarray(e, jnp.float32), "bias": jnp.zeros((S, B, H))}
 
     dw = np.zeros((I, H))

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ._errors import LearnerError, LearnerTypeError
-from ._fold import Window, fold
+from ._fold import fold
+from ._fold_types import Window
 from ._functional import purify
-from ._plan import Operands
+from ._plan import Operands, Perturbations
 from ._progress import Progress
 from ._recording import recording
 
@@ -46,22 +47,22 @@ class GradientDriver:
         self.learner, self.plan, self.length, self.bar = learner, learner.plan, length, bar
         self.strict = learner.vjp_method == "single-step"
 
-        def recorded(weights: Operands, previous: list[Any], deltas: list[Any], slices: Any) -> Any:
-            with recording(learner, weights, previous, deltas) as record:
+        def recorded(weights: Operands, perturbations: Perturbations, slices: Any) -> Any:
+            with recording(learner, weights, perturbations) as record:
                 out = step_fn(*slices)
-            loss, aux = check_loss(out, has_aux, len(record.derivatives))
-            return loss, aux, record.derivatives[0]
+            loss, aux = check_loss(out, has_aux, len(record.tape))
+            return loss, aux, record.tape[0]
 
         plan = self.plan
         example = jax.tree.map(lambda s: s[0], sequences)
         weights = plan.weights(self._parameter_leaves())
-        self.step, self.states = purify(
-            recorded, weights, plan.copies(plan.zero_previous()), plan.copies(plan.zero_deltas()), example
-        )
-        self.is_parameter = [isinstance(s, brainstate.ParamState) for s in self.states]
+        self.step, self.states = purify(recorded, weights, plan.zero_perturbations(), example)
         self.parameters = dict(learner.param_states)
+        path_of = {id(state): path for path, state in self.parameters.items()}
+        self.paths = [path_of.get(id(s)) for s in self.states]
+        self.others = [s for s, path in zip(self.states, self.paths, strict=True) if path is None]
         self.shapes = self._shapes()
-        self.run = jax.jit(self._run)
+        self.run = jax.jit(self.gradient)
 
     def fits(self) -> bool:
         """Whether the states still have the shapes that the driver was traced with."""
@@ -76,26 +77,28 @@ class GradientDriver:
             for s in self.states
         ]
 
-    def _others(self) -> list[brainstate.State]:
-        """The states of the step that are not parameters."""
-        return [s for s, is_parameter in zip(self.states, self.is_parameter, strict=True) if not is_parameter]
-
     def _parameter_leaves(self) -> list[Any]:
         return [leaf for state in self.plan.parameters.values() for leaf in jax.tree.leaves(state.value)]
 
     def __call__(self, sequences: Any, scales: Any) -> tuple[dict[Any, Any], Any, Any]:
         """Gradients by path, losses and aux; states and traces advance."""
-        learner = self.learner
-        theta = {path: state.value for path, state in self.parameters.items()}
-        values = [s.value for s, is_parameter in zip(self.states, self.is_parameter, strict=True) if not is_parameter]
-        grads, losses, aux, values, traces = self.run(theta, values, learner.etraces.value, sequences, scales)
-        others = (s for s, is_parameter in zip(self.states, self.is_parameter, strict=True) if not is_parameter)
-        for state, value in zip(others, values, strict=True):
-            state.value = value
-        learner.etraces.value = traces
+        grads, losses, aux, values, traces = self.run(*self.read(), sequences, scales)
+        self.write(values, traces)
         return grads, losses, aux
 
-    def _run(self, theta: dict[Any, Any], values: Values, traces: Any, sequences: Any, scales: Any) -> Any:
+    def read(self) -> tuple[dict[Any, Any], Values, Any]:
+        """Parameters by path, values of the other states, and traces, as they are now."""
+        theta = {path: state.value for path, state in self.parameters.items()}
+        return theta, [s.value for s in self.others], self.learner.etraces.value
+
+    def write(self, values: Values, traces: Any) -> None:
+        """Give the states, parameters excepted, and the traces new values."""
+        for state, value in zip(self.others, values, strict=True):
+            state.value = value
+        self.learner.etraces.value = traces
+
+    def gradient(self, theta: dict[Any, Any], values: Values, traces: Any, sequences: Any, scales: Any) -> Any:
+        """The pure function behind a call: gradients by path, losses, aux, and new values and traces."""
         weights, pull = jax.vjp(lambda theta: self.plan.weights(self._leaves_of(theta)), theta)
         zero = jax.tree.map(jnp.zeros_like, (weights, theta))
         window = self._strict_window if self.strict else self._full_window
@@ -108,7 +111,7 @@ class GradientDriver:
                 self.bar.advance(losses)
             return (values, traces, jax.tree.map(jnp.add, total, grads)), (losses, aux)
 
-        carry, out = _scan_windows(advance, (values, traces, zero), (sequences, scales), self.length)
+        carry, out = scan_windows(advance, (values, traces, zero), (sequences, scales), self.length)
         values, traces, (d_weights, d_theta) = carry
         losses, aux = out
         (through_chain,) = pull(d_weights)
@@ -120,19 +123,12 @@ class GradientDriver:
     def _merge(self, theta: dict[Any, Any], values: Values) -> list[Any]:
         """The values of all states of the step, in its order."""
         own = iter(values)
-        path_of = {id(state): path for path, state in self.parameters.items()}
-        return [theta[path_of[id(s)]] if p else next(own) for s, p in zip(self.states, self.is_parameter, strict=True)]
+        return [next(own) if path is None else theta[path] for path in self.paths]
 
-    def _loss(self, theta, weights, previous, deltas, values, slices, scale) -> Any:
-        (loss, aux, derivatives), new = self.step(self._merge(theta, values), weights, previous, deltas, slices)
-        kept = [v for v, is_parameter in zip(new, self.is_parameter, strict=True) if not is_parameter]
-        return loss * scale.astype(loss.dtype), (loss, aux, derivatives, kept)
-
-    def _zero_previous(self) -> list[Any]:
-        return self.plan.copies(self.plan.zero_previous())
-
-    def _zero_deltas(self) -> list[Any]:
-        return self.plan.copies(self.plan.zero_deltas())
+    def _loss(self, theta, weights, perturbations, values, slices, scale) -> Any:
+        (loss, aux, tape), new = self.step(self._merge(theta, values), weights, perturbations, slices)
+        kept = [v for v, path in zip(new, self.paths, strict=True) if path is None]
+        return loss * scale.astype(loss.dtype), (loss, aux, tape, kept)
 
     def _strict_window(self, theta, weights, values, traces, sequences, scales) -> Any:
         """Each step is differentiated with its entry state held fixed; the fold joins the steps through D."""
@@ -142,15 +138,14 @@ class GradientDriver:
             values, total = carry
             slices, scale = inputs
 
-            def loss(theta, previous, deltas):
-                return self._loss(theta, weights, previous, deltas, values, slices, scale)
+            def loss(theta, perturbations):
+                return self._loss(theta, weights, perturbations, values, slices, scale)
 
-            gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
-            (direct, q, b), (value, aux, derivatives, values) = gradient(
-                theta, self._zero_previous(), self._zero_deltas()
-            )
-            tape = Window(derivatives, b, plan.by_group(q, lead=0 if plan.batch is None else 1))
-            return (values, jax.tree.map(jnp.add, total, direct)), (tape, value, aux)
+            gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+            (direct, signals), (value, aux, tape, values) = gradient(theta, plan.zero_perturbations())
+            at = signals.previous if plan.signal == "past" else signals.new
+            window = Window(tape, signals.deltas, plan.carry.signals(plan, plan.by_group(at)))
+            return (values, jax.tree.map(jnp.add, total, direct)), (window, value, aux)
 
         start = (values, jax.tree.map(jnp.zeros_like, theta))
         (values, direct), (tape, losses, aux) = jax.lax.scan(step, start, (sequences, scales))
@@ -162,7 +157,9 @@ class GradientDriver:
         plan = self.plan
         K = scales.shape[0]
         hidden = {id(s.state): i for i, s in enumerate(plan.graph.module_info.hidden)}
-        positions = [hidden.get(id(s)) for s in self._others()]
+        positions = [hidden.get(id(s)) for s in self.others]
+
+        zeros = plan.zero_perturbations()
 
         def loss(theta, entry, deltas):
             perturbed = [
@@ -171,19 +168,18 @@ class GradientDriver:
 
             def step(values, inputs):
                 slices, scale, deltas = inputs
-                scaled, (value, aux, derivatives, values) = self._loss(
-                    theta, weights, self._zero_previous(), deltas, values, slices, scale
+                scaled, (value, aux, tape, values) = self._loss(
+                    theta, weights, zeros._replace(deltas=deltas), values, slices, scale
                 )
-                return values, (scaled, value, aux, derivatives)
+                return values, (scaled, value, aux, tape)
 
-            new, (scaled, losses, aux, derivatives) = jax.lax.scan(step, perturbed, (sequences, scales, deltas))
-            return scaled.sum(), (losses, aux, derivatives, new)
+            new, (scaled, losses, aux, tape) = jax.lax.scan(step, perturbed, (sequences, scales, deltas))
+            return scaled.sum(), (losses, aux, tape, new)
 
-        deltas = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), self._zero_deltas())
+        deltas = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), zeros.deltas)
         gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
-        (direct, q, b), (losses, aux, derivatives, values) = gradient(theta, self._zero_previous(), deltas)
-        entry = plan.by_group(q, lead=0 if plan.batch is None else 1)
-        d_weights, traces = fold(plan, Window(derivatives, b, {}), traces, weights, entry)
+        (direct, q, b), (losses, aux, tape, values) = gradient(theta, zeros.previous, deltas)
+        d_weights, traces = fold(plan, Window(tape, b, {}), traces, weights, plan.by_group(q))
         return (d_weights, direct), losses, aux, values, traces
 
 
@@ -192,7 +188,7 @@ def _shifted(value: Any, delta: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf + delta, value)
 
 
-def _scan_windows(advance: Callable[..., Any], carry: Any, steps: Any, K: int) -> tuple[Any, Any]:
+def scan_windows(advance: Callable[..., Any], carry: Any, steps: Any, K: int) -> tuple[Any, Any]:
     """Scan `advance` over windows of K steps, and over what remains; outputs are joined over time."""
     T = jax.tree.leaves(steps)[0].shape[0]
     whole = T // K

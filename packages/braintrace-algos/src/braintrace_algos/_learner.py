@@ -10,12 +10,12 @@ from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
 
 from ._checks import check_arguments, check_choice, check_state_shapes, check_window
 from ._errors import LearnerError
-from ._fold import advance, recall
-from ._plan import Plan, make_plan
+from ._fold import online_step
+from ._plan import Operands, Perturbations, Plan, make_plan
 from ._recording import Recording, active_recording
 from ._sequence import SequenceDrivers
-from ._step import StepResult, local_derivatives, run_step
-from .carries import TraceCarry
+from ._step import StepResult, run_step
+from .carries import Carry, TraceCarry
 
 
 class ETraceState(brainstate.ShortTermState):
@@ -57,7 +57,7 @@ class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
         Time steps since the last reset.
     """
 
-    carry: ClassVar[Any] = TraceCarry
+    signal: ClassVar[str] = "past"
 
     def __init__(
         self,
@@ -82,7 +82,11 @@ class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
         self.trace_dtype = trace_dtype
         self.batch_size = batch_size
         self.plan: Plan = make_plan(
-            graph, strict=vjp_method == "single-step", batch=batch_size if mapped else None, carry=self.carry
+            graph,
+            strict=vjp_method == "single-step",
+            batch=batch_size if mapped else None,
+            carry=self._make_carry(),
+            signal=self.signal if vjp_method == "single-step" else "past",
         )
         self._initial = [
             (s.state, s.state.value) for s in self.plan.states if isinstance(s.state, brainstate.ShortTermState)
@@ -102,6 +106,10 @@ class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
     def report(self) -> CompilationReport:
         """What the compiler understood of the model, and what the strict gradient leaves out."""
         return self.graph.report()
+
+    def _make_carry(self) -> Carry:
+        """What this algorithm keeps of the past."""
+        return TraceCarry()
 
     def get_etrace_of(self, weight: Any) -> dict[str, Any]:
         """The traces of one parameter.
@@ -139,7 +147,7 @@ class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
         return self.plan.operations[coupling.operation].weight_path
 
     def _zero_traces(self) -> Any:
-        return jax.tree.map(jnp.array, self.plan.copies(self.carry.init(self.plan, self.trace_dtype)))
+        return jax.tree.map(jnp.array, self.plan.copies(self.plan.carry.init(self.plan, self.trace_dtype)))
 
     def reset_state(self, batch_size: int | None = None) -> None:
         """Bring hidden and other short-term states back to their initial values, and clear traces and step counter.
@@ -208,13 +216,15 @@ class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
             for leaf in values
         ]
         weights = plan.weights(parameters)
-        previous = recall(plan, traces, weights)
-        result = run_step(plan, leaves, states, weights, previous, plan.copies(plan.zero_deltas()))
-        derivatives = local_derivatives(plan, result)
-        self.etraces.value = advance(plan, derivatives, *jax.lax.stop_gradient((traces, weights)))
+
+        def run(weights: Operands, perturbations: Perturbations) -> tuple[StepResult, Any]:
+            result = run_step(plan, leaves, states, weights, perturbations)
+            return result, plan.carry.observe(plan, result)
+
+        result, self.etraces.value = online_step(plan, run, traces, weights)
         return result
 
     def _recorded_step(self, record: Recording, leaves: list[Any]) -> StepResult:
-        result = run_step(self.plan, leaves, self._state_leaves(), record.weights, record.previous, record.deltas)
-        record.derivatives.append(local_derivatives(self.plan, result))
+        result = run_step(self.plan, leaves, self._state_leaves(), record.weights, record.perturbations)
+        record.tape.append(self.plan.carry.observe(self.plan, result))
         return result

@@ -14,6 +14,22 @@ Operands = tuple[dict[str, Any], ...]
 """Weight operands, one dict for each marked operation, keyed by trainable name."""
 
 
+class Perturbations(NamedTuple):
+    """Additional inputs of a perturbed step, zero in use; their cotangents are the learning signals.
+
+    Attributes
+    ----------
+    previous, new : list
+        One for each hidden state: q = dl^t/dh^{t-1}, and L = dl^t/dh^t as readers outside the transition see it.
+    deltas : list
+        One for each marked operation: b = dl^t/dy.
+    """
+
+    previous: list[Any]
+    new: list[Any]
+    deltas: list[Any]
+
+
 class Coupling(NamedTuple):
     """One marked operation feeding one hidden group: the place of one trace.
 
@@ -45,17 +61,21 @@ class Plan(NamedTuple):
         The strict program, or the full one.
     batch : int or None
         Number of mapped copies of a single-sample model; None where the model takes its batch itself.
-    carry : type
-        What is kept of the past; a class of `braintrace_algos.carries`.
+    carry : Carry
+        What is kept of the past.
+    signal : {"past", "state"}
+        "past": the whole step is differentiated at fixed h^{t-1}, and q^t meets the trace e^{t-1}. "state": weights
+        that drive a group learn from L^t e^t alone, with L^t the signal at the new states.
     couplings : tuple of Coupling
     traced : tuple of int
-        Groups whose past matters: some operation feeds them, and their previous states are read.
+        Groups that carry a trace: some operation feeds them, and their signal may differ from zero.
     """
 
     graph: ETraceGraph
     step: PerturbedStep
     batch: int | None
     carry: Any
+    signal: str
     couplings: tuple[Coupling, ...]
     traced: tuple[int, ...]
 
@@ -90,13 +110,11 @@ class Plan(NamedTuple):
         values = iter(eval_jaxpr(program, *self.graph.module_info.consts, *parameter_leaves))
         return tuple({name: next(values) for name in op.weight_vars} for op in self.operations)
 
-    def zero_previous(self) -> list[Any]:
-        """Zero perturbations of the previous hidden states of one copy."""
-        return [_zeros(v.aval) for v in self.graph.hidden_perturb.previous_vars]
-
-    def zero_deltas(self) -> list[Any]:
-        """Zero perturbations of the operations' outputs of one copy."""
-        return [_zeros(v.aval) for v in self.graph.hidden_perturb.operation_vars]
+    def zero_perturbations(self) -> Perturbations:
+        """Zeros, for every mapped copy."""
+        perturb = self.graph.hidden_perturb
+        variables = Perturbations(list(perturb.previous_vars), list(perturb.perturb_vars), list(perturb.operation_vars))
+        return self.copies(jax.tree.map(lambda v: jnp.zeros(v.aval.shape, v.aval.dtype), variables))
 
     def copies(self, values: Any) -> Any:
         """Repeat the leaves of `values` for each mapped copy."""
@@ -104,8 +122,9 @@ class Plan(NamedTuple):
             return values
         return jax.tree.map(lambda v: jnp.broadcast_to(v, (self.batch, *v.shape)), values)
 
-    def by_group(self, per_state: Sequence[Any], lead: int = 0) -> dict[int, Any]:
-        """Stack values given for each hidden state into (..., S, *positions) for each traced group."""
+    def by_group(self, per_state: Sequence[Any]) -> dict[int, Any]:
+        """Stack values given for each hidden state into ([copies,] S, *positions) for each traced group."""
+        lead = 0 if self.batch is None else 1
         at = {path: i for i, path in enumerate(self.graph.hidden_perturb.perturb_hidden_paths)}
         return {
             g: jnp.stack([per_state[at[p]] for p in self.transitions[g].group.hidden_paths], axis=lead)
@@ -113,7 +132,7 @@ class Plan(NamedTuple):
         }
 
 
-def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any) -> Plan:
+def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any, signal: str = "past") -> Plan:
     """Lay out `graph` for single-step (`strict`) or multi-step execution."""
     perturb = graph.hidden_perturb
     step = perturb.strict if strict else perturb.full
@@ -126,11 +145,8 @@ def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any
             key = f"{_dotted(relation.weight_path)}#{k}->{_dotted(group.hidden_paths[0])}"
             couplings.append(Coupling(key, k, group.index, slot, feed))
     fed = {c.group for c in couplings}
-    return Plan(graph, step, batch, carry, tuple(couplings), tuple(sorted(fed & step.recalls)))
-
-
-def _zeros(aval: Any) -> Any:
-    return jnp.zeros(aval.shape, aval.dtype)
+    traced = fed & step.recalls if signal == "past" else fed
+    return Plan(graph, step, batch, carry, signal, tuple(couplings), tuple(sorted(traced)))
 
 
 def _dotted(path: Sequence[Any]) -> str:

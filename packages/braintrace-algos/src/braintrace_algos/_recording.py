@@ -1,7 +1,8 @@
 """How a driver sees the inside of the step that a user's function runs.
 
 A driver asks a user's function for a loss. Somewhere inside, the function calls the learner. While a `Recording` is
-active, that call runs with the driver's weights and perturbations and leaves its local derivatives in the recording.
+active, that call runs with the driver's weights and perturbations and leaves in the recording what the
+carry needs to know of it.
 """
 
 import contextlib
@@ -9,8 +10,7 @@ import contextvars
 from collections.abc import Iterator
 from typing import Any
 
-from ._plan import Operands
-from ._step import Derivatives
+from ._plan import Operands, Perturbations
 
 
 class Recording:
@@ -20,24 +20,24 @@ class Recording:
     ----------
     learner : object
         Calls of other learners are not recorded.
-    weights, previous, deltas
+    weights, perturbations
         What the step is run with; see `run_step`.
-    derivatives : list of Derivatives
-        One for each call.
+    tape : list
+        What the carry observed, one entry for each call.
     """
 
-    def __init__(self, learner: Any, weights: Operands, previous: list[Any], deltas: list[Any]):
-        self.learner, self.weights, self.previous, self.deltas = learner, weights, previous, deltas
-        self.derivatives: list[Derivatives] = []
+    def __init__(self, learner: Any, weights: Operands, perturbations: Perturbations):
+        self.learner, self.weights, self.perturbations = learner, weights, perturbations
+        self.tape: list[Any] = []
 
 
 _active: contextvars.ContextVar[Recording | None] = contextvars.ContextVar("braintrace_recording", default=None)
 
 
 @contextlib.contextmanager
-def recording(learner: Any, weights: Operands, previous: list[Any], deltas: list[Any]) -> Iterator[Recording]:
+def recording(learner: Any, weights: Operands, perturbations: Perturbations) -> Iterator[Recording]:
     """Record the calls of `learner` inside the block."""
-    record = Recording(learner, weights, previous, deltas)
+    record = Recording(learner, weights, perturbations)
     token = _active.set(record)
     try:
         yield record

@@ -10,7 +10,7 @@ import numpy as np
 from braintrace_compiler import FeedKind, LocalTransition, StateKind
 from braintrace_primitives._jax_compat import eval_jaxpr
 
-from ._plan import Coupling, Operands, Plan
+from ._plan import Coupling, Operands, Perturbations, Plan
 
 
 class StepResult(NamedTuple):
@@ -36,8 +36,7 @@ def run_step(
     args: Sequence[Any],
     states: Sequence[Sequence[Any]],
     weights: Operands,
-    previous: Sequence[Any],
-    deltas: Sequence[Any],
+    perturbations: Perturbations,
 ) -> StepResult:
     """Run the perturbed step once.
 
@@ -49,22 +48,21 @@ def run_step(
     states : sequence of sequences
         Leaves of each state, in the order of ``plan.states``.
     weights : Operands
-    previous, deltas : sequence
-        Perturbations of the previous hidden states and of the operations' outputs.
+    perturbations : Perturbations
     """
     minfo = plan.graph.module_info
     flat_weights = [w[name] for op, w in zip(plan.operations, weights, strict=True) for name in op.weight_vars]
-    new = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in plan.graph.hidden_perturb.perturb_vars]
     shared = [leaf for s, leaves in zip(plan.states, states, strict=True) if _is_parameter(s) for leaf in leaves]
     mapped = [leaf for s, leaves in zip(plan.states, states, strict=True) if not _is_parameter(s) for leaf in leaves]
 
-    def single(args, mapped, previous, deltas):
+    def single(args, mapped, perturbations):
         own, common = iter(mapped), iter(shared)
         leaves = [next(common if _is_parameter(s) else own) for s in plan.states for _ in s.invars]
-        return eval_jaxpr(plan.step.jaxpr, *minfo.consts, *args, *leaves, *flat_weights, *previous, *new, *deltas)
+        zeros = (value for values in perturbations for value in values)
+        return eval_jaxpr(plan.step.jaxpr, *minfo.consts, *args, *leaves, *flat_weights, *zeros)
 
     run = single if plan.batch is None else jax.vmap(single)
-    values = iter(run(list(args), mapped, list(previous), list(deltas)))
+    values = iter(run(list(args), mapped, perturbations))
     outputs = [next(values) for _ in minfo.out_outvars]
     # A parameter is never changed by a step, so its (mapped) output is not read.
     new_states = [[next(values) for _ in s.outvars] for s in plan.states]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from braintrace_algos._learner import OnlineLearner
-from braintrace_algos.carries import NoCarry
+from braintrace_algos.carries import Carry
 
 
 class BPTT(OnlineLearner):
@@ -19,7 +19,8 @@ class BPTT(OnlineLearner):
     'BPTT'
     """
 
-    carry = NoCarry
-
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": None})
+
+    def _make_carry(self) -> Carry:
+        return Carry()

@@ -1,25 +1,24 @@
-"""The carry of D-RTRL: one eligibility trace for each marked operation and hidden group."""
+"""Eligibility traces: one for each marked operation and hidden group that it drives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._feeds import feed_shape, rule_of, spread
+from braintrace_algos._feeds import collect, feed_shape, rule_of, spread
+from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
+from braintrace_algos._step import Derivatives
 
-Traces = dict[str, Any]
+from ._base import Carry
+from ._recursion import backwards, past_signals, state_signals
 
 
-class TraceCarry:
-    """What is known of ∂h/∂w when a window begins, accumulated through D only.
+class TraceCarry(Carry):
+    """The carry of D-RTRL: e^t = D^t e^{t-1} + F^t ∂y/∂w, B · I · O · S numbers for a dense operation."""
 
-    All methods are pure and work on one copy of a mapped model.
-    """
-
-    @staticmethod
-    def init(plan: Plan, dtype: Any = None) -> Traces:
+    def init(self, plan: Plan, dtype: Any = None) -> Any:
         """Zero traces by key, at least in single precision unless `dtype` says otherwise."""
         traces = {}
         for c in plan.traced_couplings:
@@ -28,56 +27,87 @@ class TraceCarry:
             x = None if operation.x_var is None else _struct(operation.x_var.aval)
             aval = operation.y_var.aval
             y = jax.ShapeDtypeStruct(feed_shape(c.feed, aval.shape), aval.dtype)
-            S = plan.transitions[c.group].group.num_state
             precision = dtype or jnp.promote_types(aval.dtype, jnp.float32)
+            S = self.num_states(plan, c.group)
             traces[c.key] = rule_of(operation, c.feed).init(x, weights, y, S, operation.eqn.params, precision)
         return traces
 
-    @staticmethod
-    def entry_gradient(
-        plan: Plan, traces: Traces, signals: Mapping[int, Any], weights: Operands
-    ) -> list[dict[str, Any]]:
-        """Gradient of the weights by way of the state at entry: the sum of signal · trace.
+    def num_states(self, plan: Plan, group: int) -> int:
+        """States of a trace at each position."""
+        return plan.transitions[group].group.num_state
 
-        Parameters
-        ----------
-        signals : mapping
-            Group -> (S, *positions), the cotangent of the state at entry.
-        """
+    def window(
+        self, plan: Plan, window: Window, carry: Any, weights: Operands, entry: Mapping[int, Any] | None
+    ) -> Folded:
+        tape: Derivatives = window.tape
+        driving = {c.operation for c in plan.couplings} if plan.signal == "state" else ()
+        g = [jnp.zeros_like(b) if k in driving else b for k, b in enumerate(window.b)]
+        P, PF, signals = {}, {}, {}
+        for index in plan.traced:
+            q, l = self._signals(plan, window, index)
+            M, M0 = backwards(tape.D.get(index), q, l)
+            signals[index] = M0[0] if entry is None else entry[index]
+            if index in tape.D:
+                P[index] = M0[1:]
+            for c in (c for c in plan.couplings if c.group == index):
+                R = _through_F(c, M, tape.F[c.key])
+                PF[c.key] = R[:, 1:]
+                if entry is None:
+                    sent = collect(c.feed, R[:, 0], plan.operations[c.operation].y_var.aval.shape)
+                    g[c.operation] = g[c.operation] + sent.astype(g[c.operation].dtype)
+        past = self.entry_gradient(plan, carry, signals, weights)
+        return Folded(list(tape.x), g, past, self._exit(plan, carry, P, PF, tape.x, weights))
+
+    def _signals(self, plan: Plan, window: Window, index: int) -> tuple[Any, Any]:
+        """(q, l) of `backwards`; zeros where the past enters as a whole."""
+        if index in window.signals:
+            return (past_signals if plan.signal == "past" else state_signals)(window.signals[index])
+        group = plan.transitions[index].group
+        K = jax.tree.leaves(window)[0].shape[0]
+        shape = (K, self.num_states(plan, index), *group.varshape)
+        return past_signals(jnp.zeros(shape, group.hidden_invars[0].aval.dtype))
+
+    def entry_gradient(
+        self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
+    ) -> list[dict[str, Any]]:
         total: list[dict[str, Any]] = [{} for _ in plan.operations]
         for c in plan.traced_couplings:
             operation = plan.operations[c.operation]
             dw = rule_of(operation, c.feed).contract(
-                traces[c.key], spread(c.feed, signals[c.group], 1), weights[c.operation], operation.eqn.params
+                carry[c.key], spread(c.feed, signals[c.group], 1), weights[c.operation], operation.eqn.params
             )
             for name, value in dw.items():
                 total[c.operation][name] = total[c.operation].get(name, 0) + value
         return total
 
-    @staticmethod
-    def exit(
-        plan: Plan,
-        traces: Traces,
-        P: Mapping[int, Any],
-        PF: Mapping[str, Any],
-        x: Sequence[Any],
-        weights: Operands,
-    ) -> Traces:
+    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands) -> Any:
+        PF, x = jax.tree.map(lambda v: v[None], (tape.F, tape.x))
+        return self._exit(plan, carry, tape.D, PF, x, weights)
+
+    def _exit(
+        self, plan: Plan, carry: Any, P: Mapping[int, Any], PF: Mapping[str, Any], x: Any, weights: Operands
+    ) -> Any:
         """Traces at the exit of a window.
 
         Parameters
         ----------
         P : mapping
-            Group -> (S, S, *positions), the transition of the whole window; absent where nothing is remembered.
+            Group -> (S, S, *positions), the transition of the window; absent where nothing is remembered.
         PF : mapping
             Key -> (K, S, *elements), what each step leaves at the exit.
         x : sequence
             Inputs of the operations, (K, *x) each.
         """
-        new = {}
-        for c in plan.traced_couplings:
-            new[c.key] = _exit_one(plan, c, traces[c.key], P.get(c.group), PF[c.key], x[c.operation], weights)
-        return new
+        return {
+            c.key: _exit_one(plan, c, carry[c.key], P.get(c.group), PF[c.key], x[c.operation], weights)
+            for c in plan.traced_couplings
+        }
+
+
+def _through_F(c: Coupling, M: Any, F: Any) -> Any:
+    """M^t F^t at the elements that carry the trace: (K, S + 1, *elements)."""
+    at = spread(c.feed, M, 3)
+    return sum(at[:, :, s] * F[:, None, s] for s in range(F.shape[1]))
 
 
 def _exit_one(plan: Plan, c: Coupling, trace: Any, P: Any, PF: Any, x: Any, weights: Operands) -> Any:

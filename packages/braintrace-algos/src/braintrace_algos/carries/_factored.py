@@ -1,0 +1,124 @@
+"""Two factors in place of a trace: what came in, and what it did."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from braintrace_algos._feeds import collect, feed_shape, spread
+from braintrace_algos._fold_types import Folded, Window
+from braintrace_algos._plan import Coupling, Operands, Plan
+from braintrace_algos._step import Derivatives
+
+from ._base import Carry
+from ._trace import TraceCarry
+
+
+class FactoredCarry(Carry):
+    """The carry of ES-D-RTRL and its relatives: B · (I + O · S) numbers for a dense operation.
+
+    The trace of an operation with an input is approximated by an outer product e^t ≈ e_f^t ⊗ e_x^t of
+
+        e_x^t = a_x e_x^{t-1} + x^t,        e_f^t = a_f D^t e_f^{t-1} + b F^t,
+
+    and e_f is divided by ``1 - a_f^n`` after n steps where `normalise` is set. Operations without an input
+    (element-wise parameters) keep the exact trace, which is as small.
+
+    Parameters
+    ----------
+    decay_x, decay_f : float
+        a_x and a_f, in [0, 1).
+    gain_f : float
+        b.
+    normalise : bool
+    """
+
+    def __init__(self, decay_x: float, decay_f: float, gain_f: float, normalise: bool):
+        self.decay_x, self.decay_f, self.gain_f, self.normalise = decay_x, decay_f, gain_f, normalise
+        self.exact = TraceCarry()
+
+    def init(self, plan: Plan, dtype: Any = None) -> Any:
+        x, f = {}, {}
+        for c in _factored(plan):
+            operation = plan.operations[c.operation]
+            y = operation.y_var.aval
+            precision = dtype or jnp.promote_types(y.dtype, jnp.float32)
+            S = plan.transitions[c.group].group.num_state
+            x[str(c.operation)] = jnp.zeros(operation.x_var.aval.shape, precision)
+            f[c.key] = jnp.zeros((S, *feed_shape(c.feed, y.shape)), precision)
+        trace = self.exact.init(_without_factored(plan), dtype)
+        return {"x": x, "f": f, "trace": trace, "steps": jnp.zeros((), jnp.int32)}
+
+    def window(
+        self, plan: Plan, window: Window, carry: Any, weights: Operands, entry: Mapping[int, Any] | None
+    ) -> Folded:
+        """Sum of L^t e^t; with an `entry`, the window's own gradient and what the factors bring in."""
+        tape: Derivatives = window.tape
+
+        def step(factors, tape):
+            factors = self._advance_factors(plan, tape, factors)
+            return factors, factors
+
+        start = {name: carry[name] for name in ("x", "f", "steps")}
+        end, history = jax.lax.scan(step, start, tape)
+        exact = self.exact.window(_without_factored(plan), window, carry["trace"], weights, entry)
+        new = {**end, "trace": exact.carry}
+        if entry is not None:
+            return Folded(exact.x, exact.g, self.entry_gradient(plan, carry, entry, weights), new)
+
+        x, g = list(exact.x), list(exact.g)
+        for k in {c.operation for c in _factored(plan)}:
+            g[k] = jnp.zeros_like(g[k])
+            x[k] = history["x"][str(k)].astype(x[k].dtype)
+        for c in _factored(plan):
+            sent = spread(c.feed, window.signals[c.group], 2) * self._normalised(history["f"][c.key], history["steps"])
+            onto_y = collect(c.feed, sent.sum(1), plan.operations[c.operation].y_var.aval.shape)
+            g[c.operation] = g[c.operation] + onto_y.astype(g[c.operation].dtype)
+        return Folded(x, g, exact.past, new)
+
+    def entry_gradient(
+        self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
+    ) -> list[dict[str, Any]]:
+        total = self.exact.entry_gradient(_without_factored(plan), carry["trace"], signals, weights)
+        for c in _factored(plan):
+            operation = plan.operations[c.operation]
+            sent = spread(c.feed, signals[c.group], 1) * self._normalised(carry["f"][c.key], carry["steps"])
+            g = collect(c.feed, sent.sum(0)[None], operation.y_var.aval.shape)
+            x = carry["x"][str(c.operation)][None].astype(operation.x_var.aval.dtype)
+            dw = operation.spec.trace_rule.pullback(x, weights[c.operation], g, operation.eqn.params)
+            for name, value in dw.items():
+                total[c.operation][name] = total[c.operation].get(name, 0) + value
+        return total
+
+    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands) -> Any:
+        trace = self.exact.advance(_without_factored(plan), tape, carry["trace"], weights)
+        return {**self._advance_factors(plan, tape, carry), "trace": trace}
+
+    def _advance_factors(self, plan: Plan, tape: Derivatives, carry: Any) -> Any:
+        x, f = {}, {}
+        for c in _factored(plan):
+            old_x, old_f = carry["x"][str(c.operation)], carry["f"][c.key]
+            x[str(c.operation)] = (self.decay_x * old_x + tape.x[c.operation]).astype(old_x.dtype)
+            new_f = self.gain_f * tape.F[c.key]
+            if c.group in tape.D and self.decay_f:
+                D = spread(c.feed, tape.D[c.group], 2)
+                new_f = new_f + self.decay_f * sum(D[:, r] * old_f[r] for r in range(old_f.shape[0]))
+            f[c.key] = new_f.astype(old_f.dtype)
+        return {"x": x, "f": f, "steps": carry["steps"] + 1}
+
+    def _normalised(self, f: Any, steps: Any) -> Any:
+        """e_f divided by 1 - a_f^n; `steps` has the leading (time) axes of `f`."""
+        if not self.normalise or not self.decay_f:
+            return f
+        weight = 1.0 - self.decay_f ** jnp.maximum(steps, 1)
+        return f / weight.reshape(*steps.shape, *(1,) * (f.ndim - steps.ndim)).astype(f.dtype)
+
+
+def _factored(plan: Plan) -> list[Coupling]:
+    return [c for c in plan.traced_couplings if plan.operations[c.operation].x_var is not None]
+
+
+def _without_factored(plan: Plan) -> Plan:
+    """The plan of the operations that keep an exact trace."""
+    return plan._replace(couplings=tuple(c for c in plan.couplings if plan.operations[c.operation].x_var is None))
