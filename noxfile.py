@@ -109,3 +109,15 @@ def isolated(session: nox.Session) -> None:
                 session.run(*installer, "--find-links", str(wheels), *fresh, str(wheel), *TEST_TOOLS)
                 shutil.copy(ROOT / "pyproject.toml", room)
                 session.run(python, "-m", "pytest", "tests", "--pyargs", module, env=ENV, external=True)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory beside BPTT and the released library, which gets an environment of its own."""
+    install_packages(session)
+    session.install("uv")
+    upstream = pathlib.Path(session.virtualenv.location).with_name("bench-upstream")
+    python = str(upstream / "bin" / "python")
+    session.run("uv", "venv", "--quiet", "--allow-existing", "--python", "3.12", str(upstream))
+    session.run("uv", "pip", "install", "--quiet", "--python", python, "braintrace==0.2.8")
+    session.run("python", "-m", "benchmarks", "--upstream", python, *session.posargs, env=ENV)

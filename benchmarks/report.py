@@ -1,0 +1,123 @@
+"""Tables and figures of a report."""
+
+import pathlib
+from typing import Any
+
+from .regimes import BASE, Regime
+
+HEADER = ("problem", "side", "ms/step", "× BPTT", "quartiles", "× ours", "temporaries MB", "compile s", "Δ gradient")
+
+
+def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Lines of the table, as text."""
+    lines = []
+    for result in report["results"]:
+        title = str(Regime(**result["regime"]))
+        for name, facts in result["sides"].items():
+            lines.append((title, name, *_cells(facts)))
+            title = ""
+    return lines
+
+
+def _cells(facts: dict[str, Any]) -> tuple[str, ...]:
+    if "error" in facts:
+        return ("-", "-", "-", "-", "-", "-", facts["error"][:60])
+    low, high = facts["ratio_quartiles"]
+    distance = facts.get("difference")
+    return (
+        f"{1e3 * facts['s_per_step']:.3g}",
+        f"{facts['ratio']:.3g}",
+        f"{low:.3g} - {high:.3g}",
+        f"{facts['against_ours']:.3g}" if "against_ours" in facts else "",
+        f"{facts['temporary_bytes'] / 1e6:.3g}",
+        f"{facts['compile_s']:.2g}",
+        "" if distance is None else f"{distance:.0e}",
+    )
+
+
+def heading(report: dict[str, Any]) -> str:
+    """The machine and the installations."""
+    about, machine = report["about"], report["machine"]
+    versions = "; ".join(
+        f"{n}: braintrace {a['braintrace']}, jax {a['jax']}, Python {a['python']}" for n, a in about.items()
+    )
+    ours = about["ours"]
+    return (
+        f"{ours['cpus']} CPU cores, {ours['device']} device; "
+        f"{machine['bytes_per_s'] / 1e9:.3g} GB/s read and write, {machine['flops_per_s'] / 1e9:.3g} GFLOP/s float32. "
+        f"{versions}."
+    )
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table as Markdown."""
+    lines = [HEADER, ("---",) * len(HEADER), *rows(report)]
+    return heading(report) + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the table, in colour where rich is installed."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(markdown(report))
+        return
+    table = Table(*HEADER, caption=heading(report))
+    for line in rows(report):
+        if line[0] and table.row_count:
+            table.add_section()
+        table.add_row(*line)
+    console = Console()
+    console.print(table) if console.is_terminal else print(markdown(report))
+
+
+def figures(report: dict[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Draw time and memory as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [_time_figure(report, folder / "time.png")]
+    if "memory" in report:
+        paths.append(_memory_figure(report["memory"], folder / "memory.png"))
+    return paths
+
+
+def _time_figure(report: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
+    import matplotlib.pyplot as plt
+
+    results = report["results"]
+    names = list(dict.fromkeys(n for r in results for n, facts in r["sides"].items() if "ratio" in facts and n != BASE))
+    figure, axes = plt.subplots(figsize=(2 + 1.3 * len(results), 4.5), layout="constrained")
+    width = 0.8 / max(len(names), 1)
+    for k, name in enumerate(names):
+        at = [i for i, r in enumerate(results) if "ratio" in r["sides"].get(name, {})]
+        facts = [results[i]["sides"][name] for i in at]
+        heights = [f["ratio"] for f in facts]
+        errors = [[abs(h - f["ratio_quartiles"][e]) for h, f in zip(heights, facts, strict=True)] for e in (0, 1)]
+        axes.bar([i + (k - len(names) / 2 + 0.5) * width for i in at], heights, width, yerr=errors, label=name)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(yscale="log", ylabel=f"time per step / {BASE}, lower is better")
+    labels = [str(Regime(**r["regime"])).replace(" ", "\n") for r in results]
+    axes.set_xticks(range(len(results)), labels, fontsize=8)
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def _memory_figure(memory: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    for name, sizes in memory["temporary_bytes"].items():
+        points = [(T, size / 1e6) for T, size in zip(memory["T"], sizes, strict=True) if size is not None]
+        axes.loglog(*zip(*points, strict=True), marker="o", label=name)
+    regime = Regime(**memory["regime"])
+    axes.set(xlabel="time steps T", ylabel="temporaries of the compiled program, MB")
+    axes.set_title(f"{regime.cell} B{regime.B} I{regime.I} H{regime.H}", fontsize=10)
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
