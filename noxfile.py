@@ -29,7 +29,11 @@ def install_packages(session: nox.Session, *options: str) -> None:
 def run_tests(session: nox.Session, *options: str) -> None:
     """Install the test tools and run pytest on everything, or on the arguments after ``--``."""
     session.install(*TEST_TOOLS)
-    session.run("python", "-m", "pytest", "-n", "2", *options, *session.posargs, env=ENV)
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(session.virtualenv.location) / "jax-cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    session.run("python", "-m", "pytest", "-n", "2", *options, *session.posargs, env=ENV | compiled)
 
 
 @nox.session
@@ -93,9 +97,7 @@ def isolated(session: nox.Session) -> None:
         wheels = outside / "wheels"
         for name in PACKAGES:
             with session.chdir(ROOT / "packages" / name):
-                session.run(
-                    "python", "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels), silent=True
-                )
+                session.run("python", "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels), silent=True)
         fresh = [word for name in PACKAGES for word in ("--refresh-package", name)]
         for name in session.posargs or PACKAGES:
             module = name.replace("-", "_")

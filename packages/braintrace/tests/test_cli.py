@@ -60,9 +60,7 @@ def test_doctor_tells_a_wrong_gradient(monkeypatch, capsys):
 
 
 def test_doctor_runs_as_a_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "braintrace", "doctor"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "braintrace", "doctor"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "online gradient" in done.stdout
     assert "right" in done.stdout

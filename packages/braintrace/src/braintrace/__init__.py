@@ -6,6 +6,14 @@ braintrace_primitives, braintrace_compiler and braintrace_algos is here under it
 
 from braintrace_algos import BPTT as BPTT
 from braintrace_algos import D_RTRL as D_RTRL
+from braintrace_algos import ETraceState as ETraceState
+from braintrace_algos import FixedRandomFeedback as FixedRandomFeedback
+from braintrace_algos import GradExpon as GradExpon
+from braintrace_algos import KappaFilter as KappaFilter
+from braintrace_algos import LearnerError as LearnerError
+from braintrace_algos import LearnerTypeError as LearnerTypeError
+from braintrace_algos import OnlineLearner as OnlineLearner
+from braintrace_algos import ParamDimVjpAlgorithm as ParamDimVjpAlgorithm
 from braintrace_algos import UnknownAlgorithmError as UnknownAlgorithmError
 from braintrace_algos import compile as compile
 from braintrace_compiler import Certificate as Certificate
@@ -34,9 +42,7 @@ from braintrace_compiler import build_producer_map as build_producer_map
 from braintrace_compiler import compile_etrace_graph as compile_etrace_graph
 from braintrace_compiler import extract_module_info as extract_module_info
 from braintrace_compiler import find_hidden_groups_from_minfo as find_hidden_groups_from_minfo
-from braintrace_compiler import (
-    find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo,
-)
+from braintrace_compiler import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo
 from braintrace_compiler import trace_var_to_param as trace_var_to_param
 from braintrace_primitives import ETP_PRIMITIVES as ETP_PRIMITIVES
 from braintrace_primitives import BraintraceError as BraintraceError
@@ -46,15 +52,32 @@ from braintrace_primitives import GenericTraceRule as GenericTraceRule
 from braintrace_primitives import OperandError as OperandError
 from braintrace_primitives import OperandTypeError as OperandTypeError
 from braintrace_primitives import RegistrationError as RegistrationError
+from braintrace_primitives import SparsityPattern as SparsityPattern
 from braintrace_primitives import TraceRule as TraceRule
+from braintrace_primitives import conv as conv
+from braintrace_primitives import einsum as einsum
 from braintrace_primitives import element_wise as element_wise
+from braintrace_primitives import embedding as embedding
+from braintrace_primitives import etp_conv_p as etp_conv_p
+from braintrace_primitives import etp_einsum_p as etp_einsum_p
 from braintrace_primitives import etp_elemwise_p as etp_elemwise_p
+from braintrace_primitives import etp_emb_p as etp_emb_p
+from braintrace_primitives import etp_emb_v_p as etp_emb_v_p
+from braintrace_primitives import etp_gmm_p as etp_gmm_p
+from braintrace_primitives import etp_gmv_p as etp_gmv_p
+from braintrace_primitives import etp_lora_mm_p as etp_lora_mm_p
+from braintrace_primitives import etp_lora_mv_p as etp_lora_mv_p
 from braintrace_primitives import etp_mm_p as etp_mm_p
 from braintrace_primitives import etp_mv_p as etp_mv_p
+from braintrace_primitives import etp_sp_mm_p as etp_sp_mm_p
+from braintrace_primitives import etp_sp_mv_p as etp_sp_mv_p
 from braintrace_primitives import get_primitive_spec as get_primitive_spec
+from braintrace_primitives import grouped_matmul as grouped_matmul
 from braintrace_primitives import is_etp_primitive as is_etp_primitive
+from braintrace_primitives import lora_matmul as lora_matmul
 from braintrace_primitives import matmul as matmul
 from braintrace_primitives import register_primitive as register_primitive
+from braintrace_primitives import sparse_matmul as sparse_matmul
 
 from . import nn as nn
 from ._errors import MissingExtraError as MissingExtraError

@@ -35,9 +35,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=_count, default=usual.epochs, help="over the digits (%(default)s)")
     demo.add_argument("--hidden", type=_count, default=usual.hidden, help="units of the cell (%(default)s)")
     demo.add_argument("--cell", choices=CELLS, default=usual.cell, help="recurrent cell (%(default)s)")
-    demo.add_argument(
-        "--batch-size", type=_count, default=usual.batch_size, help="digits per update (%(default)s)"
-    )
+    demo.add_argument("--batch-size", type=_count, default=usual.batch_size, help="digits per update (%(default)s)")
     demo.add_argument("--seed", type=int, default=usual.seed, help="of weights and data (%(default)s)")
     demo.add_argument("--out", type=pathlib.Path, default=usual.out, help="picture to write (%(default)s)")
 

@@ -41,6 +41,8 @@ class DemoConfig:
         The picture to write.
     learning_rate : float
         Where Adam starts; it falls to zero along a cosine.
+    noise : float
+        Standard deviation of the noise on every pixel shown in training, so that no digit is learnt by heart.
     """
 
     epochs: int = 60
@@ -50,6 +52,7 @@ class DemoConfig:
     seed: int = 0
     out: pathlib.Path = pathlib.Path("demo_output/braintrace_demo.png")
     learning_rate: float = 5e-3
+    noise: float = 0.2
 
 
 class Digits(NamedTuple):
@@ -218,12 +221,12 @@ def make_reader(learner: Any, rows: np.ndarray, config: DemoConfig) -> Callable[
     return lambda: np.asarray(forward({path: state.value for path, state in learner.param_states.items()}))
 
 
-def epochs(digits: Digits, config: DemoConfig) -> Iterator[Iterator[tuple[np.ndarray, np.ndarray]]]:
-    """Batches of whole size, in an order drawn anew for every epoch."""
+def epochs(digits: Digits, config: DemoConfig) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """Batches of whole size, in an order and with a noise drawn anew for every epoch."""
     random = np.random.default_rng(config.seed)
     size = config.batch_size
     for _ in range(config.epochs):
         order = random.permutation(len(digits.train_labels))
-        starts = range(0, len(order) - size + 1, size)
-        picks = (order[start : start + size] for start in starts)
-        yield ((digits.train_rows[:, pick], digits.train_labels[pick]) for pick in picks)
+        rows = digits.train_rows + random.normal(0, config.noise, digits.train_rows.shape).astype(np.float32)
+        picks = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+        yield [(rows[:, pick], digits.train_labels[pick]) for pick in picks]

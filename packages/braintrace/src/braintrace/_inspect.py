@@ -112,9 +112,7 @@ def _build(target: str) -> brainstate.nn.Module:
         )
     model = factory()
     if not isinstance(model, brainstate.nn.Module):
-        raise TargetError(
-            f"`{target}` gives no model.", found=type(model).__name__, expected="brainstate.nn.Module"
-        )
+        raise TargetError(f"`{target}` gives no model.", found=type(model).__name__, expected="brainstate.nn.Module")
     return model
 
 
