@@ -24,14 +24,19 @@ class UpdateRule:
     ----------
     optimizer : object
         As the user gave it.
+    paths : tuple
+        Of the parameters that learn.
     states : sequence of brainstate.State
         What it remembers.
     """
 
     optimizer: Any
+    paths: tuple[Any, ...]
     states: Sequence[brainstate.State]
 
-    def apply(self, grads: dict[Any, Any], theta: dict[Any, Any], values: list[Any]) -> tuple[dict[Any, Any], list[Any]]:
+    def apply(
+        self, grads: dict[Any, Any], theta: dict[Any, Any], values: list[Any]
+    ) -> tuple[dict[Any, Any], list[Any]]:
         """New parameters by path, and new values of `states`.
 
         Parameters
@@ -59,7 +64,7 @@ class TransformationRule(UpdateRule):
     """
 
     def __init__(self, optimizer: Any, parameters: Parameters, state: OptimizerState | None = None):
-        self.optimizer = optimizer
+        self.optimizer, self.paths = optimizer, tuple(parameters)
         theta = {path: s.value for path, s in parameters.items()}
         if state is None:
             state = OptimizerState(jax.tree.map(jnp.asarray, optimizer.init(theta)))
@@ -85,18 +90,18 @@ class StatefulRule(UpdateRule):
     """
 
     def __init__(self, optimizer: Any, parameters: Parameters):
-        self.optimizer = optimizer
+        self.optimizer, self.paths = optimizer, tuple(parameters)
         if getattr(optimizer, "opt_state", None) is None:
             optimizer.register_trainable_weights(parameters)
         path_of = {id(state): path for path, state in parameters.items()}
         update, states = purify(optimizer.update, {path: s.value for path, s in parameters.items()})
-        self._update, self._paths = update, [path_of.get(id(state)) for state in states]
-        self.states = tuple(s for s, path in zip(states, self._paths, strict=True) if path is None)
+        self._update, self._slots = update, [path_of.get(id(state)) for state in states]
+        self.states = tuple(s for s, path in zip(states, self._slots, strict=True) if path is None)
 
     def apply(self, grads, theta, values):
         own = iter(values)
-        _, new = self._update([next(own) if path is None else theta[path] for path in self._paths], grads)
-        pairs = list(zip(self._paths, new, strict=True))
+        _, new = self._update([next(own) if path is None else theta[path] for path in self._slots], grads)
+        pairs = list(zip(self._slots, new, strict=True))
         changed = {path: value for path, value in pairs if path is not None}
         return {**theta, **changed}, [value for path, value in pairs if path is None]
 

@@ -83,7 +83,8 @@ class SequenceDrivers:
         norm = jnp.maximum(mask.sum(), 1) if reduction == "mean" else 1.0
 
         bar = Progress(T, type(self).__name__) if progress else None
-        driver = self._driver(step_fn, has_aux, length, sequences, bar)
+        make = functools.partial(GradientDriver, self, step_fn, has_aux, length, sequences, bar)
+        driver = self._cached(make, step_fn, sequences, bar, "gradient", has_aux, length)
         grads, losses, aux = driver(sequences, mask / norm)
 
         wanted = self.param_states if weights is None else weights
@@ -138,13 +139,14 @@ class SequenceDrivers:
             raise LearnerError("`fold` must be a number of steps.", found=repr(fold), expected='an int ≥ 1, or "auto"')
         return min(int(fold), T)
 
-    def _driver(self, step_fn: Callable[..., Any], has_aux: bool, length: int, sequences: Any, bar: Progress | None):
-        """The compiled driver for `step_fn`, from the cache where nothing that it depends on has changed."""
-        make = functools.partial(GradientDriver, self, step_fn, has_aux, length, sequences, bar)
+    def _cached(
+        self, make: Callable[[], Any], step_fn: Any, sequences: Any, bar: Progress | None, *options: Any
+    ) -> Any:
+        """The driver that `make` gives, or one made before, where nothing that it depends on has changed."""
         if bar is not None or under_trace():
             return make()
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(sequences))
-        key = (step_fn, has_aux, length, jax.tree.structure(sequences), shapes, jax.config.jax_enable_x64)
+        key = (step_fn, options, jax.tree.structure(sequences), shapes, jax.config.jax_enable_x64)
         cached = self._drivers.pop(key, None)
         self._drivers[key] = cached if cached is not None and cached.fits() else make()
         if len(self._drivers) > _KEPT_DRIVERS:
