@@ -20,7 +20,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+
+from ._sharding import explicit_sharding, sum_over_replicas
 
 Arrays = dict[str, Any]
 
@@ -152,14 +153,14 @@ class GenericTraceRule(TraceRule):
 
     def accumulate(self, xs, factors, weights, params):
         weights = {name: w.astype(jnp.result_type(w, factors)) for name, w in weights.items()}
-        shape = factors.shape[2:]
-        basis = jnp.eye(math.prod(shape), dtype=factors.dtype).reshape(-1, *shape)
+        states, shape = factors.shape[1], factors.shape[2:]
+        basis = jnp.eye(math.prod(shape), dtype=factors.dtype).reshape(math.prod(shape), *shape)
 
         def row(one_hot, factor):
             return self.pullback(xs, weights, one_hot * factor, params)
 
         rows = jax.vmap(jax.vmap(row, in_axes=(0, None)), in_axes=(None, 1))(basis, factors)
-        return {name: rows[name].reshape(-1, *shape, *w.shape) for name, w in weights.items()}
+        return {name: rows[name].reshape(states, *shape, *w.shape) for name, w in weights.items()}
 
     def decay(self, trace, blocks, params):
         def step(old):
@@ -196,7 +197,8 @@ def sum_leading(terms: Any, count: int) -> Any:
 
 
 def cast_like(value: Any, weight: Any) -> Any:
-    """`value` in the dtype of `weight`; a real weight takes the real part."""
+    """A gradient of `weight`: in its dtype (real part for a real weight), replicated where `weight` is."""
+    value = sum_over_replicas(value, weight)
     if jnp.iscomplexobj(value) and not jnp.issubdtype(weight.dtype, jnp.complexfloating):
         value = value.real
     return value.astype(weight.dtype)
@@ -205,9 +207,3 @@ def cast_like(value: Any, weight: Any) -> Any:
 def in_precision_of(factors: Any, xs: Any) -> Any:
     """`xs` in the precision of `factors`; complex input stays complex."""
     return xs.astype(jnp.result_type(factors, xs) if jnp.iscomplexobj(xs) else factors.dtype)
-
-
-def explicit_sharding(array: Any) -> Any:
-    """The sharding of `array` where its mesh has explicit axes, else None."""
-    sharding = jax.typeof(array).sharding
-    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None

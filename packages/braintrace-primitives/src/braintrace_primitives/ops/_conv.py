@@ -26,9 +26,9 @@ class ConvTraceRule(TraceRule):
     within a window the gradient is the transposed convolution of `pullback`."""
 
     def init(self, x, weights, y, num_states, params, dtype):
-        groups, outputs, size = _sizes(weights["weight"].shape, params)
-        positions = math.prod(y.shape) // (groups * outputs)
-        shapes = {"weight": (positions, groups, size, outputs), "bias": y.shape}
+        *places, outputs = jax.eval_shape(lambda y: _align(y, 0, params), y).shape
+        size = math.prod(weights["weight"].shape[i] for i in params["dimension_numbers"].rhs_spec[1:])
+        shapes = {"weight": (*places, size, outputs), "bias": y.shape}
         return {name: jnp.zeros((num_states, *shapes[name]), dtype) for name in weights}
 
     def accumulate(self, xs, factors, weights, params):
@@ -54,28 +54,22 @@ class ConvTraceRule(TraceRule):
         return grads
 
 
-def _sizes(kernel_shape, params):
-    """Groups, output channels per group, kernel elements per output channel."""
-    groups = params["feature_group_count"] * params["batch_group_count"]
-    channels = kernel_shape[params["dimension_numbers"].rhs_spec[0]]
-    return groups, channels // groups, math.prod(kernel_shape) // channels
-
-
 def _align(values, front, params):
     """Values (*front, *y) as (*front, positions, groups, O/groups)."""
     groups = params["feature_group_count"] * params["batch_group_count"]
     spec = params["dimension_numbers"].out_spec
     values = jnp.moveaxis(values, spec[1] - len(spec), -1)
-    return values.reshape(*values.shape[:front], -1, groups, values.shape[-1] // groups)
+    *places, channels = values.shape[front:]
+    return values.reshape(*values.shape[:front], math.prod(places), groups, channels // groups)
 
 
 def _patches(xs, kernel_shape, params):
     """Inputs (T, *x) as (T, positions, groups, M): what each output position sees."""
-    numbers = params["dimension_numbers"]
+    numbers, features = params["dimension_numbers"], params["feature_group_count"]
     rank = len(kernel_shape) - 1
-    times, lead, sample = xs.shape[0], xs.shape[1:-rank], xs.shape[-rank:]
+    lead, sample = xs.shape[:-rank], xs.shape[-rank:]
     patches = jax.lax.conv_general_dilated_patches(
-        xs.reshape(-1, *sample),
+        xs.reshape(math.prod(lead), *sample),
         tuple(kernel_shape[i] for i in numbers.rhs_spec[2:]),
         params["strides"],
         params["padding"],
@@ -84,11 +78,12 @@ def _patches(xs, kernel_shape, params):
         dimension_numbers=numbers,
     )
     patches = jnp.moveaxis(patches, numbers.out_spec[1], -1)
-    batch = params["batch_group_count"], (lead[-1] if lead else 1) // params["batch_group_count"]
-    places = math.prod(patches.shape[1:-1])
-    patches = patches.reshape(times, math.prod(lead[:-1]), *batch, places, params["feature_group_count"], -1)
-    patches = jnp.moveaxis(patches, 2, 4)
-    return patches.reshape(times, -1, math.prod(patches.shape[4:6]), patches.shape[-1])
+    places, size = math.prod(patches.shape[1:-1]), patches.shape[-1] // features
+    batches = params["batch_group_count"]
+    outer, samples = (lead[1:-1], lead[-1] // batches) if batches > 1 else (lead[1:], 1)
+    patches = patches.reshape(lead[0], math.prod(outer), batches, samples, places, features, size)
+    positions = math.prod(outer) * samples * places
+    return jnp.moveaxis(patches, 2, 4).reshape(lead[0], positions, batches * features, size)
 
 
 def _to_kernel(total, kernel_shape, params):

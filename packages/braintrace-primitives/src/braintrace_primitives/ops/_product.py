@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from braintrace_primitives._sharding import explicit_sharding
 from braintrace_primitives._trace_rule import (
     TraceRule,
     cast_like,
-    explicit_sharding,
     in_precision_of,
     mix,
     sum_leading,

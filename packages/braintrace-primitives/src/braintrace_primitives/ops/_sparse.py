@@ -1,13 +1,16 @@
 """Products with a sparse weight of static pattern."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from braintrace_primitives._primitive import register_primitive, trainables_with_bias
+from braintrace_primitives._sharding import explicit_spec, in_auto_axes
 from braintrace_primitives._sparsity import SparsityPattern
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
@@ -25,7 +28,7 @@ class SparseTraceRule(TraceRule):
     def pullback(self, xs, weights, gs, params):
         pattern, data = params["sparse_mat"], weights["weight"]
         gs = gs.astype(jnp.result_type(xs, *weights.values()))
-        flat_x, flat_g = (a.reshape(a.shape[0], -1, a.shape[-1]) for a in (xs, gs))
+        flat_x, flat_g = (a.reshape(len(a), math.prod(a.shape[1:-1]), a.shape[-1]) for a in (xs, gs))
         if pattern.nnz >= _DENSE_SHARE * pattern.shape[0] * pattern.shape[1]:
             grad = jnp.einsum("tbi,tbo->io", flat_x, flat_g)[pattern.rows, pattern.cols]
         else:
@@ -65,12 +68,18 @@ def _over_time(term, xs, gs):
 
 
 def _sparse_matmul(x, data, bias=None, *, sparse_mat, has_bias):
-    # Leading axes last: gather and scatter then move contiguous rows.
-    gathered = jnp.moveaxis(x, -1, 0)[sparse_mat.rows]
-    terms = gathered * data.reshape(-1, *(1,) * (x.ndim - 1))
-    y = jnp.zeros((sparse_mat.shape[1], *x.shape[:-1]), terms.dtype).at[sparse_mat.cols].add(terms)
-    y = jnp.moveaxis(y, 0, -1)
+    lead = explicit_spec(x)
+    out_spec = None if lead is None else PartitionSpec(*lead[:-1], None)
+    y = in_auto_axes(functools.partial(_product, sparse_mat), out_spec, x, data)
     return y + bias if has_bias else y
+
+
+def _product(pattern, x, data):
+    # Leading axes last: gather and scatter then move contiguous rows.
+    gathered = jnp.moveaxis(x, -1, 0)[pattern.rows]
+    terms = gathered * jnp.expand_dims(data, range(1, x.ndim))
+    y = jnp.zeros((pattern.shape[1], *x.shape[:-1]), terms.dtype).at[pattern.cols].add(terms)
+    return jnp.moveaxis(y, 0, -1)
 
 
 _register = functools.partial(
@@ -92,37 +101,38 @@ def sparse_matmul(
 ) -> Any:
     """Marked product ``x @ W + bias`` with a sparse W of static pattern and trainable entries.
 
-    Binds ``etp_sp_mv`` for a vector and ``etp_sp_mm`` for any number of leading axes.
+        Binds ``etp_sp_mv`` for a vector and ``etp_sp_mm`` for any number of leading axes.
 
-    Parameters
-    ----------
-    x : array or quantity of shape (..., I)
-    data : array or quantity of shape (nnz,)
-        The stored entries of W.
-    sparse_mat : SparsityPattern or sparse matrix of shape (I, O)
-        The pattern: ours, or a BCOO, BCSR, brainevent or SciPy matrix, of which only the positions are read.
-        Convert once, with ``SparsityPattern.from_matrix``, where the call is traced often.
-    bias : array or quantity of shape (O,), optional
-    weight_fn, bias_fn : callable, optional
-        Applied to `data` and `bias` before the product, as ordinary JAX code.
+        Parameters
+        ----------
+        x : array or quantity of shape (..., I)
+        data : array or quantity of shape (nnz,)
+            The stored entries of W.
+        sparse_mat : SparsityPattern or sparse matrix of shape (I, O)
+            The pattern: ours, or a BCOO, BCSR, brainevent or SciPy matrix, of which only the positions are read.
+            Convert once, with ``SparsityPattern.from_matrix``, where the call is traced often.
+        bias : array or quantity of shape (O,), optional
+        weight_fn, bias_fn : callable, optional
+            Applied to `data` and `bias` before the product, as ordinary JAX code.
 
-    Returns
-    -------
-    array or quantity of shape (..., O)
+        Returns
+        -------
+        array or quantity of shape (..., O)
 
-    Raises
-    ------
-    OperandError
-        If ranks, sizes or units do not fit.
-    OperandTypeError
-        If an operand is not an array or has an integer dtype, or the pattern is traced.
+        Raises
+        ------
+        OperandError
+            If ranks, sizes or units do not fit.
+        OperandTypeError
+            If an operand is not an array or has an integer dtype, or the pattern is traced.
 
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> pattern = SparsityPattern.from_dense([[1, 0], [1, 1]])
-    >>> sparse_matmul(jnp.array([1.0, 10.0]), jnp.array([1.0, 2.0, 3.0]), sparse_mat=pattern).tolist()
-    [21.0, 30.0]
+        Examples
+        --------
+        >>> import jax.numpy as jnp
+    from jax.sharding import PartitionSpec
+        >>> pattern = SparsityPattern.from_dense([[1, 0], [1, 1]])
+        >>> sparse_matmul(jnp.array([1.0, 10.0]), jnp.array([1.0, 2.0, 3.0]), sparse_mat=pattern).tolist()
+        [21.0, 30.0]
     """
     pattern = SparsityPattern.from_matrix(sparse_mat)
     data, bias = applied(weight_fn, data), applied(bias_fn, bias)

@@ -1,0 +1,37 @@
+"""Sharding of results: explicit mesh axes, and manual ones inside ``shard_map``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+
+def explicit_sharding(array: Any) -> Any:
+    """The sharding of `array` where its mesh has explicit axes, else None."""
+    sharding = jax.typeof(array).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def explicit_spec(array: Any) -> PartitionSpec | None:
+    """One mesh axis (or None) per axis of `array` where its mesh has explicit axes, else None."""
+    sharding = explicit_sharding(array)
+    return None if sharding is None else PartitionSpec(*sharding.spec, *(None,) * (array.ndim - len(sharding.spec)))
+
+
+def in_auto_axes(function: Callable[..., Any], out_spec: PartitionSpec | None, *operands: Any) -> Any:
+    """``function(*operands)``; with an `out_spec`, XLA shards the inside and the result has that sharding."""
+    if out_spec is None:
+        return function(*operands)
+    return jax.sharding.auto_axes(function, out_sharding=out_spec)(*operands)
+
+
+def sum_over_replicas(value: Any, weight: Any) -> Any:
+    """Inside ``shard_map``: the sum of `value` over the mesh axes along which `weight` is replicated."""
+    axes = _varying(value) - _varying(weight)
+    return jax.lax.psum(value, tuple(sorted(axes))) if axes else value
+
+
+def _varying(array):
+    kind = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
+    return kind.manual_axis_type.varying
