@@ -56,7 +56,7 @@ def test_the_demo_prints_and_draws(tmp_path):
     text = io.StringIO()
     config = DemoConfig(epochs=1, hidden=8, batch_size=256, out=out)
     runs = run_demo(config, Console(file=text, width=120))
-    for shown in ("cell.Wz.weight", "test accuracy", "online D-RTRL", "BPTT", "5/5", "demo.png"):
+    for shown in ("cell.Wz.weight", "accuracy", "per update", "online D-RTRL", "BPTT", "5/5", "demo.png"):
         assert shown in text.getvalue()
     assert [len(run.losses) for run in runs] == [5, 5]
     assert out.read_bytes().startswith(b"\x89PNG")

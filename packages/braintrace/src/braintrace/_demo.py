@@ -109,10 +109,10 @@ def _table(*runs: Run) -> "Table":
 
     table = Table(
         title="Same network, seed, data and number of updates",
-        caption="The first update compiles; the others are steady state. Loss: mean of the last 20 updates.",
+        caption="Accuracy on the test digits; loss over the last 20 updates. The first update compiles.",
     )
-    table.add_column("gradient")
-    for heading in ("test accuracy", "final loss", "first update", "all others", "per update"):
+    table.add_column("gradient", no_wrap=True)
+    for heading in ("accuracy", "final loss", "1st update", "all others", "per update"):
         table.add_column(heading, justify="right")
     for run in runs:
         table.add_row(
