@@ -31,7 +31,9 @@ def test_a_window_equals_its_steps(model, data):
     b_of = {("w",): b, ("gain",): jnp.zeros((K, H)), ("out",): jnp.zeros((K, B, 2))}
     paths = [op.weight_path for op in plan.operations]
     derivatives = derivatives._replace(x=tuple(x_of[p] for p in paths))
-    window = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), Window(derivatives, [b_of[p] for p in paths], {0: q}))
+    window = jax.tree.map(
+        lambda v: jnp.asarray(v, jnp.float32), Window(derivatives, [b_of[p] for p in paths], {0: q}, np.ones(K))
+    )
     traces = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), plan.carry.init(plan))
     traces[keys["w",]] = {"weight": jnp.asarray(e, jnp.float32), "bias": jnp.zeros((S, B, H))}
 
@@ -40,7 +42,7 @@ def test_a_window_equals_its_steps(model, data):
         dw += np.einsum("bi,bo->io", x[t], b[t]) + np.einsum("sbo,sbio->io", q[t], e)
         e = np.einsum("srbo,rbio->sbio", D[t], e) + np.einsum("sbo,bi->sbio", F[t], x[t])
 
-    grads, new = fold(plan, window, traces, weights)
+    grads, _, new = fold(plan, window, traces, weights, [])
     np.testing.assert_allclose(grads[paths.index(("w",))]["weight"], dw, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(new[keys["w",]]["weight"], e, rtol=1e-4, atol=1e-4)
 

@@ -5,6 +5,7 @@
 """
 
 from ._compile import compile as compile
+from ._errors import CheckpointError as CheckpointError
 from ._errors import LearnerError as LearnerError
 from ._errors import LearnerTypeError as LearnerTypeError
 from ._errors import UnknownAlgorithmError as UnknownAlgorithmError
@@ -13,7 +14,20 @@ from ._filters import GradExpon as GradExpon
 from ._filters import KappaFilter as KappaFilter
 from ._learner import ETraceState as ETraceState
 from ._learner import OnlineLearner as OnlineLearner
+from ._train import History as History
 from ._version import __version__ as __version__
 from .algorithms import BPTT as BPTT
 from .algorithms import D_RTRL as D_RTRL
+from .algorithms import ES_D_RTRL as ES_D_RTRL
+from .algorithms import OTTT as OTTT
+from .algorithms import RTRL as RTRL
+from .algorithms import TBPTT as TBPTT
+from .algorithms import UORO as UORO
+from .algorithms import EProp as EProp
+from .algorithms import IODimVjpAlgorithm as IODimVjpAlgorithm
+from .algorithms import OSTLFeedforward as OSTLFeedforward
+from .algorithms import OSTLRecurrent as OSTLRecurrent
 from .algorithms import ParamDimVjpAlgorithm as ParamDimVjpAlgorithm
+from .algorithms import SnAp as SnAp
+from .algorithms import ThreeFactor as ThreeFactor
+from .algorithms import pp_prop as pp_prop

@@ -19,9 +19,36 @@ from braintrace_compiler import (
 from ._checks import describe
 from ._errors import LearnerError, LearnerTypeError, UnknownAlgorithmError
 from ._learner import OnlineLearner
-from .algorithms import BPTT, D_RTRL
+from .algorithms import (
+    BPTT,
+    D_RTRL,
+    OTTT,
+    RTRL,
+    TBPTT,
+    UORO,
+    EProp,
+    OSTLFeedforward,
+    OSTLRecurrent,
+    SnAp,
+    ThreeFactor,
+    pp_prop,
+)
 
-_ALGORITHMS: dict[str, type[OnlineLearner]] = {"d_rtrl": D_RTRL, "bptt": BPTT}
+_ALGORITHMS: dict[str, type[OnlineLearner]] = {
+    "bptt": BPTT,
+    "d_rtrl": D_RTRL,
+    "eprop": EProp,
+    "es_d_rtrl": pp_prop,
+    "ostl_feedforward": OSTLFeedforward,
+    "ostl_recurrent": OSTLRecurrent,
+    "ottt": OTTT,
+    "pp_prop": pp_prop,
+    "rtrl": RTRL,
+    "snap": SnAp,
+    "tbptt": TBPTT,
+    "three_factor": ThreeFactor,
+    "uoro": UORO,
+}
 
 
 def compile(
@@ -40,7 +67,7 @@ def compile(
     ----------
     model : brainstate.nn.Module
     algorithm : class or str
-        ``D_RTRL``, ``BPTT``, or their names in any case.
+        A class of this package such as ``D_RTRL``, or its name in any case.
     *example_inputs
         Inputs of one time step, batched where `batch_size` is given; only shapes and dtypes matter.
     batch_size : int, optional

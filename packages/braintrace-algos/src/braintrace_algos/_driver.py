@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import brainstate
 import jax
 import jax.numpy as jnp
 
@@ -55,7 +54,7 @@ class GradientDriver:
 
         plan = self.plan
         example = jax.tree.map(lambda s: s[0], sequences)
-        weights = plan.weights(self._parameter_leaves())
+        weights = plan.weights(plan.parameter_leaves())
         self.step, self.states = purify(recorded, weights, plan.zero_perturbations(), example)
         self.parameters = dict(learner.param_states)
         path_of = {id(state): path for path, state in self.parameters.items()}
@@ -76,9 +75,6 @@ class GradientDriver:
             )
             for s in self.states
         ]
-
-    def _parameter_leaves(self) -> list[Any]:
-        return [leaf for state in self.plan.parameters.values() for leaf in jax.tree.leaves(state.value)]
 
     def __call__(self, sequences: Any, scales: Any) -> tuple[dict[Any, Any], Any, Any]:
         """Gradients by path, losses and aux; states and traces advance."""
@@ -120,6 +116,12 @@ class GradientDriver:
     def _leaves_of(self, theta: dict[Any, Any]) -> list[Any]:
         return [leaf for path in self.plan.parameters for leaf in jax.tree.leaves(theta[path])]
 
+    def _add_leaves(self, theta: dict[Any, Any], leaves: list[Any]) -> dict[Any, Any]:
+        """`theta` plus values for the leaves of the parameters that the step reads."""
+        values = iter(leaves)
+        added = {path: jax.tree.map(lambda v: v + next(values), theta[path]) for path in self.plan.parameters}
+        return {**theta, **added}
+
     def _merge(self, theta: dict[Any, Any], values: Values) -> list[Any]:
         """The values of all states of the step, in its order."""
         own = iter(values)
@@ -144,12 +146,12 @@ class GradientDriver:
             gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
             (direct, signals), (value, aux, tape, values) = gradient(theta, plan.zero_perturbations())
             at = signals.previous if plan.signal == "past" else signals.new
-            window = Window(tape, signals.deltas, plan.carry.signals(plan, plan.by_group(at)))
+            window = Window(tape, signals.deltas, plan.carry.signals(plan, plan.by_group(at)), scale)
             return (values, jax.tree.map(jnp.add, total, direct)), (window, value, aux)
 
         start = (values, jax.tree.map(jnp.zeros_like, theta))
         (values, direct), (tape, losses, aux) = jax.lax.scan(step, start, (sequences, scales))
-        d_weights, traces = fold(plan, tape, traces, weights)
+        d_weights, _, traces = fold(plan, tape, traces, weights, self._leaves_of(theta))
         return (d_weights, direct), losses, aux, values, traces
 
     def _full_window(self, theta, weights, values, traces, sequences, scales) -> Any:
@@ -179,7 +181,11 @@ class GradientDriver:
         deltas = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), zeros.deltas)
         gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
         (direct, q, b), (losses, aux, tape, values) = gradient(theta, zeros.previous, deltas)
-        d_weights, traces = fold(plan, Window(tape, b, {}), traces, weights, plan.by_group(q))
+        d_weights, past, traces = fold(
+            plan, Window(tape, b, {}, scales), traces, weights, self._leaves_of(theta), plan.by_group(q)
+        )
+        if past:
+            direct = self._add_leaves(direct, past)
         return (d_weights, direct), losses, aux, values, traces
 
 

@@ -19,3 +19,9 @@ class UnknownAlgorithmError(BraintraceError, LookupError):
     """The name of an algorithm is not known."""
 
     code = "BT303"
+
+
+class CheckpointError(BraintraceError, ValueError):
+    """A checkpoint cannot be read, or belongs to another learner."""
+
+    code = "BT304"

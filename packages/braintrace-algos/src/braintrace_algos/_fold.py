@@ -5,15 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._fold_types import Folded, Window
 from ._plan import Operands, Perturbations, Plan
 
 
 def fold(
-    plan: Plan, window: Window, carry: Any, weights: Operands, entry: dict[int, Any] | None = None
-) -> tuple[Operands, Any]:
-    """Turn a window into weight gradients and a new carry.
+    plan: Plan,
+    window: Window,
+    carry: Any,
+    weights: Operands,
+    theta: list[Any],
+    entry: dict[int, Any] | None = None,
+) -> tuple[Operands, list[Any], Any]:
+    """Turn a window into gradients and a new carry.
 
     Parameters
     ----------
@@ -22,6 +28,8 @@ def fold(
     carry : pytree
         At the entry of the window.
     weights : Operands
+    theta : list
+        Leaves of the parameters.
     entry : dict, optional
         Group -> (S, *positions): cotangent of the state at entry, where it is known as a whole (multi-step).
 
@@ -29,17 +37,20 @@ def fold(
     -------
     Operands
         Gradient of the weights.
+    list
+        Further gradients of the parameter leaves; empty for most carries.
     pytree
         The carry at the exit.
     """
 
     def single(window, carry, entry):
-        return plan.carry.window(plan, window, carry, weights, entry)
+        return plan.carry.window(plan, window, carry, weights, theta, entry)
 
     if plan.batch is None:
         folded = single(window, carry, entry)
     else:
-        folded = jax.vmap(single, in_axes=(1, 0, 0), out_axes=Folded(1, 1, 0, 0))(window, carry, entry)
+        axes = Window(1, 1, 1, None)
+        folded = jax.vmap(single, in_axes=(axes, 0, 0), out_axes=Folded(1, 1, 0, 0, 0))(window, carry, entry)
     gradients = []
     for k, operation in enumerate(plan.operations):
         x, g, past = folded.x[k], folded.g[k], folded.past[k]
@@ -48,53 +59,66 @@ def fold(
             past = {name: value.sum(0) for name, value in past.items()}
         dw = operation.spec.trace_rule.pullback(x, weights[k], g, operation.eqn.params)
         gradients.append({name: dw[name] + past.get(name, 0) for name in dw})
-    return tuple(gradients), folded.carry
+    further = folded.theta if plan.batch is None else [value.sum(0) for value in folded.theta]
+    return tuple(gradients), list(further), folded.carry
 
 
-def advance(plan: Plan, tape: Any, carry: Any, weights: Operands) -> Any:
+def advance(plan: Plan, tape: Any, carry: Any, weights: Operands, theta: list[Any]) -> Any:
     """The carry after one more step."""
 
     def single(tape, carry):
-        return plan.carry.advance(plan, tape, carry, weights)
+        return plan.carry.advance(plan, tape, carry, weights, theta)
 
     return (single if plan.batch is None else jax.vmap(single))(tape, carry)
 
 
-def recall(plan: Plan, carry: Any, weights: Operands) -> list[Any]:
-    """Zero perturbations of hidden states, whose cotangents meet the carry and become gradients of the weights.
+def recall(plan: Plan, carry: Any, weights: Operands, theta: list[Any]) -> list[Any]:
+    """Zero perturbations of hidden states, whose cotangents meet the carry and become gradients.
 
-    This is how the past enters ordinary differentiation: as a function of the weights whose value is zero and whose
-    derivative is the carry.
+    This is how the past enters ordinary differentiation: as a function of weights and parameters whose value is zero
+    and whose derivative is the carry.
     """
 
     @jax.custom_vjp
-    def past(carry, weights):
+    def past(carry, weights, theta):
         return plan.zero_perturbations().previous
 
-    def forward(carry, weights):
-        return past(carry, weights), (carry, weights)
+    def forward(carry, weights, theta):
+        return past(carry, weights, theta), (carry, weights, theta)
 
     def backward(saved, cotangents):
-        carry, weights = saved
+        carry, weights, theta = saved
 
         def single(carry, signals):
-            return plan.carry.entry_gradient(plan, carry, signals, weights)
+            return plan.carry.entry_gradient(plan, carry, signals, weights), plan.carry.past(plan, carry, signals)
 
         signals = plan.carry.signals(plan, plan.by_group(cotangents))
-        gradient = (single if plan.batch is None else jax.vmap(single))(carry, signals)
+        gradients = (single if plan.batch is None else jax.vmap(single))(carry, signals)
         if plan.batch is not None:
-            gradient = jax.tree.map(lambda dw: dw.sum(0), gradient)
-        filled = tuple(
-            {n: dw.get(n, jnp.zeros_like(v)) for n, v in w.items()} for w, dw in zip(weights, gradient, strict=True)
+            gradients = jax.tree.map(lambda dw: dw.sum(0), gradients)
+        of_weights = tuple(
+            {n: dw.get(n, jnp.zeros_like(v)) for n, v in w.items()} for w, dw in zip(weights, gradients[0], strict=True)
         )
-        return jax.tree.map(jnp.zeros_like, carry), filled
+        of_theta = gradients[1] or jax.tree.map(jnp.zeros_like, theta)
+        return jax.tree.map(_no_cotangent, carry), of_weights, of_theta
 
     past.defvjp(forward, backward)
-    return past(jax.lax.stop_gradient(carry), weights)
+    return past(jax.lax.stop_gradient(carry), weights, theta)
+
+
+def _no_cotangent(value: Any) -> Any:
+    """The zero cotangent of `value`; integers and random keys have one of their own dtype."""
+    if jnp.issubdtype(value.dtype, jnp.inexact):
+        return jnp.zeros_like(value)
+    return np.zeros(value.shape, jax.dtypes.float0)
 
 
 def online_step(
-    plan: Plan, run: Callable[[Operands, Perturbations], tuple[Any, Any]], carry: Any, weights: Operands
+    plan: Plan,
+    run: Callable[[Operands, Perturbations], tuple[Any, Any]],
+    carry: Any,
+    weights: Operands,
+    theta: list[Any],
 ) -> tuple[Any, Any]:
     """One step whose ordinary derivative is the online gradient.
 
@@ -110,12 +134,12 @@ def online_step(
     stop = jax.lax.stop_gradient
     zeros = plan.zero_perturbations()
     if plan.signal == "past":
-        result, tape = run(weights, zeros._replace(previous=recall(plan, carry, weights)))
-        return result, advance(plan, stop(tape), stop(carry), stop(weights))
+        result, tape = run(weights, zeros._replace(previous=recall(plan, carry, weights, theta)))
+        return result, advance(plan, stop(tape), stop(carry), stop(weights), stop(theta))
     # L^t meets e^t, which this very step makes: run it once to know e^t, and again to see L^t. XLA runs it once.
     _, tape = run(stop(weights), zeros)
-    carry = advance(plan, stop(tape), stop(carry), stop(weights))
+    carry = advance(plan, stop(tape), stop(carry), stop(weights), stop(theta))
     driving = {c.operation for c in plan.couplings}
     elsewhere = tuple(stop(w) if k in driving else w for k, w in enumerate(weights))
-    result, _ = run(elsewhere, zeros._replace(new=recall(plan, carry, weights)))
+    result, _ = run(elsewhere, zeros._replace(new=recall(plan, carry, weights, theta)))
     return result, carry

@@ -16,11 +16,14 @@ class Window(NamedTuple):
     signals : dict
         Group -> (K, S, *positions): q^t = dl^t/dh^{t-1}, or L^t = dl^t/dh^t where the plan's signal is "state".
         Empty where `b` is complete and the past enters as a whole.
+    scale : array (K,)
+        Weight of each step's loss.
     """
 
     tape: Any
     b: Sequence[Any]
     signals: dict[int, Any]
+    scale: Any
 
 
 class Folded(NamedTuple):
@@ -34,9 +37,12 @@ class Folded(NamedTuple):
         For each operation what the past adds to the gradient of its weights.
     carry : pytree
         At the exit.
+    theta : list
+        For each parameter leaf what the past adds to its gradient; empty where `past` says it all.
     """
 
     x: list[Any]
     g: list[Any]
     past: list[dict[str, Any]]
     carry: Any
+    theta: Sequence[Any] = ()

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 
 from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
 
+from ._checkpoint import Checkpoints
 from ._checks import check_arguments, check_choice, check_state_shapes, check_window
 from ._errors import LearnerError
 from ._fold import online_step
 from ._plan import Operands, Perturbations, Plan, make_plan
 from ._recording import Recording, active_recording
-from ._sequence import SequenceDrivers
+from ._sequence import DriverCache
 from ._step import StepResult, run_step
+from ._train import Training
 from .carries import Carry, TraceCarry
 
 
@@ -22,7 +24,7 @@ class ETraceState(brainstate.ShortTermState):
     """Eligibility traces of a learner, by key."""
 
 
-class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
+class OnlineLearner(Training, Checkpoints, brainstate.nn.Module):
     """Base class of the online learners; made by `compile`.
 
     Calling a learner runs one time step of its model. Under ``brainstate.transform.grad`` the parameters get the
@@ -91,7 +93,7 @@ class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
         self._initial = [
             (s.state, s.state.value) for s in self.plan.states if isinstance(s.state, brainstate.ShortTermState)
         ]
-        self._drivers: dict[Any, Any] = {}
+        self._drivers = DriverCache()
         self.param_states = dict(brainstate.graph.states(model, brainstate.ParamState))
         self.hidden_states = dict(brainstate.graph.states(model, brainstate.HiddenState))
         self.etraces = ETraceState(self._zero_traces())
@@ -147,7 +149,7 @@ class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
         return self.plan.operations[coupling.operation].weight_path
 
     def _zero_traces(self) -> Any:
-        return jax.tree.map(jnp.array, self.plan.copies(self.plan.carry.init(self.plan, self.trace_dtype)))
+        return self.plan.carry.begin(self.plan, self.trace_dtype)
 
     def reset_state(self, batch_size: int | None = None) -> None:
         """Bring hidden and other short-term states back to their initial values, and clear traces and step counter.
@@ -221,7 +223,7 @@ class OnlineLearner(SequenceDrivers, brainstate.nn.Module):
             result = run_step(plan, leaves, states, weights, perturbations)
             return result, plan.carry.observe(plan, result)
 
-        result, self.etraces.value = online_step(plan, run, traces, weights)
+        result, self.etraces.value = online_step(plan, run, traces, weights, parameters)
         return result
 
     def _recorded_step(self, record: Recording, leaves: list[Any]) -> StepResult:

@@ -69,6 +69,8 @@ class Plan(NamedTuple):
     couplings : tuple of Coupling
     traced : tuple of int
         Groups that carry a trace: some operation feeds them, and their signal may differ from zero.
+    feedback : dict or None
+        Operation -> fixed weights by which signals pass it backwards.
     """
 
     graph: ETraceGraph
@@ -78,6 +80,7 @@ class Plan(NamedTuple):
     signal: str
     couplings: tuple[Coupling, ...]
     traced: tuple[int, ...]
+    feedback: dict[int, dict[str, Any]] | None = None
 
     @property
     def operations(self) -> tuple[MarkedOperation, ...]:
@@ -109,6 +112,18 @@ class Plan(NamedTuple):
         program = self.graph.hidden_perturb.weight_program
         values = iter(eval_jaxpr(program, *self.graph.module_info.consts, *parameter_leaves))
         return tuple({name: next(values) for name in op.weight_vars} for op in self.operations)
+
+    def parameter_leaves(self) -> list[Any]:
+        """The present values of the parameters, flat."""
+        return [leaf for state in self.parameters.values() for leaf in jax.tree.leaves(state.value)]
+
+    def parameter_avals(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the parameters, flat."""
+        return [
+            jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+            for s in self.graph.module_info.parameters
+            for v in s.invars
+        ]
 
     def zero_perturbations(self) -> Perturbations:
         """Zeros, for every mapped copy."""
@@ -146,6 +161,8 @@ def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any
             couplings.append(Coupling(key, k, group.index, slot, feed))
     fed = {c.group for c in couplings}
     traced = fed & step.recalls if signal == "past" else fed
+    if carry.every_group:
+        traced = frozenset(g.index for g in graph.hidden_groups)
     return Plan(graph, step, batch, carry, signal, tuple(couplings), tuple(sorted(traced)))
 
 

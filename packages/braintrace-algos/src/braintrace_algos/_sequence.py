@@ -22,6 +22,7 @@ class SequenceDrivers:
     """The methods of a learner that drive it over sequences."""
 
     plan: Plan
+    _drivers: "DriverCache"
 
     def etrace_grad(
         self,
@@ -147,14 +148,22 @@ class SequenceDrivers:
             return make()
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(sequences))
         key = (step_fn, options, jax.tree.structure(sequences), shapes, jax.config.jax_enable_x64)
-        cached = self._drivers.pop(key, None)
-        self._drivers[key] = cached if cached is not None and cached.fits() else make()
-        if len(self._drivers) > _KEPT_DRIVERS:
-            self._drivers.pop(next(iter(self._drivers)))
-        return self._drivers[key]
+        return self._drivers.get(key, make)
 
 
-_KEPT_DRIVERS = 16
+class DriverCache:
+    """The compiled drivers that a learner used last; opaque to walks over the learner's states."""
+
+    def __init__(self, size: int = 16):
+        self._size, self._kept = size, {}
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The driver kept under `key` if it still fits, or a new one."""
+        cached = self._kept.pop(key, None)
+        self._kept[key] = cached if cached is not None and cached.fits() else make()
+        if len(self._kept) > self._size:
+            self._kept.pop(next(iter(self._kept)))
+        return self._kept[key]
 
 
 def sequence_length(sequences: Sequence[Any]) -> int:

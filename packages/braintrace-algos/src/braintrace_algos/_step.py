@@ -10,6 +10,7 @@ import numpy as np
 from braintrace_compiler import FeedKind, LocalTransition, StateKind
 from braintrace_primitives._jax_compat import eval_jaxpr
 
+from ._feedback import evaluate
 from ._plan import Coupling, Operands, Perturbations, Plan
 
 
@@ -24,11 +25,17 @@ class StepResult(NamedTuple):
         Leaves of each new state.
     observed : dict
         Variable of the step -> its value, for everything the learner needs to know.
+    args : list
+        Leaves of the arguments.
+    before : list of lists
+        Leaves of each state before the step, parameters left out.
     """
 
     outputs: list[Any]
     states: list[list[Any]]
     observed: dict[Any, Any]
+    args: list[Any]
+    before: list[list[Any]]
 
 
 def run_step(
@@ -59,7 +66,7 @@ def run_step(
         own, common = iter(mapped), iter(shared)
         leaves = [next(common if _is_parameter(s) else own) for s in plan.states for _ in s.invars]
         zeros = (value for values in perturbations for value in values)
-        return eval_jaxpr(plan.step.jaxpr, *minfo.consts, *args, *leaves, *flat_weights, *zeros)
+        return evaluate(plan, [*minfo.consts, *args, *leaves, *flat_weights, *zeros])
 
     run = single if plan.batch is None else jax.vmap(single)
     values = iter(run(list(args), mapped, perturbations))
@@ -69,7 +76,8 @@ def run_step(
     new_states = [
         list(old) if _is_parameter(s) else got for s, old, got in zip(plan.states, states, new_states, strict=True)
     ]
-    return StepResult(outputs, new_states, dict(zip(plan.step.observed, values, strict=True)))
+    before = [list(leaves) for s, leaves in zip(plan.states, states, strict=True) if not _is_parameter(s)]
+    return StepResult(outputs, new_states, dict(zip(plan.step.observed, values, strict=True)), list(args), before)
 
 
 def _is_parameter(state: Any) -> bool:
@@ -111,8 +119,13 @@ def local_derivatives(plan: Plan, result: StepResult) -> Derivatives:
         if transition.remembers:
             D[index] = d
         F.update(zip((c.key for c in couplings), f, strict=True))
-    x = tuple(None if op.x_var is None else known[op.x_var] for op in plan.operations)
-    return Derivatives(D, F, x)
+    return Derivatives(D, F, operation_inputs(plan, result))
+
+
+def operation_inputs(plan: Plan, result: StepResult) -> tuple[Any, ...]:
+    """x of every operation that has one."""
+    x = tuple(None if op.x_var is None else result.observed[op.x_var] for op in plan.operations)
+    return jax.lax.stop_gradient(x)
 
 
 def _differentiate(
@@ -130,7 +143,7 @@ def _differentiate(
     rows = [pull(seed) for seed in seeds]
 
     if transition.mixes:
-        D = jnp.stack([_true_diagonals(lambda ct: pull(ct)[0], new, s) for s in range(S)])
+        D = jnp.stack([true_diagonals(lambda ct: pull(ct)[0], new, s) for s in range(S)])
     else:
         D = jnp.stack([jnp.stack(h_bar) for h_bar, _ in rows])
     F = []
@@ -141,14 +154,14 @@ def _differentiate(
             _, push = jax.vjp(lambda cts, slot=c.slot: pull(cts)[1][slot], [jnp.zeros_like(v) for v in new])
             F.append(jnp.stack(push(jnp.ones_like(y[c.slot]))[0]))
         elif c.feed.kind is FeedKind.DIAGONAL:
-            diagonals = [_true_diagonals(lambda ct, slot=c.slot: [pull(ct)[1][slot]], new, s)[0] for s in range(S)]
+            diagonals = [true_diagonals(lambda ct, slot=c.slot: [pull(ct)[1][slot]], new, s)[0] for s in range(S)]
             F.append(jnp.stack(diagonals))
         else:
             F.append(jnp.stack([y_bar[c.slot] for _, y_bar in rows]))
     return D, F
 
 
-def _true_diagonals(pull: Any, new: Sequence[Any], s: int) -> Any:
+def true_diagonals(pull: Any, new: Sequence[Any], s: int) -> Any:
     """Derivative of state `s` at each position with respect to inputs at the same position, from the full Jacobian."""
     size = int(np.prod(new[s].shape))
 

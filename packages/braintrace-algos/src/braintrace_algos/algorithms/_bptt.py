@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from braintrace_algos._checks import check_window
 from braintrace_algos._learner import OnlineLearner
 from braintrace_algos.carries import Carry
 
@@ -14,13 +15,39 @@ class BPTT(OnlineLearner):
 
     Examples
     --------
-    >>> import braintrace_algos
-    >>> braintrace_algos.BPTT.__name__
-    'BPTT'
+    >>> BPTT.__mro__[1].__name__
+    'OnlineLearner'
     """
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": None})
+
+    def _make_carry(self) -> Carry:
+        return Carry()
+
+
+class TBPTT(OnlineLearner):
+    """Backpropagation through time, truncated at windows of `window` steps.
+
+    Parameters
+    ----------
+    window : int
+    **options
+        Of `OnlineLearner`.
+
+    References
+    ----------
+    Williams and Peng, Neural Computation 2 (1990).
+
+    Examples
+    --------
+    >>> TBPTT.__mro__[1].__name__
+    'OnlineLearner'
+    """
+
+    def __init__(self, *args: Any, window: int, **options: Any):
+        check_window(window)
+        super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": window})
 
     def _make_carry(self) -> Carry:
         return Carry()

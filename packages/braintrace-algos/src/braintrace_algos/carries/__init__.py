@@ -2,4 +2,11 @@
 
 from ._base import Carry as Carry
 from ._factored import FactoredCarry as FactoredCarry
+from ._influence import InfluenceCarry as InfluenceCarry
+from ._influence import NeighbourhoodCarry as NeighbourhoodCarry
+from ._influence import SketchCarry as SketchCarry
 from ._trace import TraceCarry as TraceCarry
+from ._variants import CoupledTraceCarry as CoupledTraceCarry
+from ._variants import FilteredTraceCarry as FilteredTraceCarry
+from ._variants import ModulatedTraceCarry as ModulatedTraceCarry
+from ._variants import recurrent_groups as recurrent_groups

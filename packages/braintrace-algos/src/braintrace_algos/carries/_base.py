@@ -1,11 +1,14 @@
 """What every carry provides (semantics, section 4)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
 
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
-from braintrace_algos._step import Derivatives, StepResult, local_derivatives
+from braintrace_algos._step import Derivatives, StepResult, operation_inputs
 
 
 class Carry:
@@ -15,20 +18,33 @@ class Carry:
     the past ends at the window, as in truncated backpropagation through time.
     """
 
+    every_group: ClassVar[bool] = False
+    """Whether states count that no marked operation drives."""
+
     def observe(self, plan: Plan, result: StepResult) -> Any:
         """What to keep of a step on the tape."""
-        return local_derivatives(plan, result)
+        return Derivatives({}, {}, operation_inputs(plan, result))
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         """The carry of a model that has no past."""
         return {}
+
+    def begin(self, plan: Plan, dtype: Any = None) -> Any:
+        """The carry of every mapped copy where a sequence begins."""
+        return jax.tree.map(jnp.array, plan.copies(self.init(plan, dtype)))
 
     def signals(self, plan: Plan, by_group: dict[int, Any]) -> dict[int, Any]:
         """Signals of the groups as this carry wants them, from ([copies,] S, *positions) each."""
         return by_group
 
     def window(
-        self, plan: Plan, window: Window, carry: Any, weights: Operands, entry: Mapping[int, Any] | None
+        self,
+        plan: Plan,
+        window: Window,
+        carry: Any,
+        weights: Operands,
+        theta: list[Any],
+        entry: Mapping[int, Any] | None,
     ) -> Folded:
         """Fold a window.
 
@@ -45,6 +61,10 @@ class Carry:
         """Gradient of the weights by way of a state whose cotangents are `signals`: signal · carry."""
         return [{} for _ in plan.operations]
 
-    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands) -> Any:
+    def past(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> list[Any]:
+        """Gradient of the parameter leaves by way of such a state, beyond that of the weights."""
+        return []
+
+    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         """The carry after one more step."""
         return carry

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
-from braintrace_algos._step import Derivatives
+from braintrace_algos._step import Derivatives, StepResult, local_derivatives
 
 from ._base import Carry
 from ._trace import TraceCarry
@@ -38,6 +38,9 @@ class FactoredCarry(Carry):
         self.decay_x, self.decay_f, self.gain_f, self.normalise = decay_x, decay_f, gain_f, normalise
         self.exact = TraceCarry()
 
+    def observe(self, plan: Plan, result: StepResult) -> Derivatives:
+        return local_derivatives(plan, result)
+
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         x, f = {}, {}
         for c in _factored(plan):
@@ -51,7 +54,13 @@ class FactoredCarry(Carry):
         return {"x": x, "f": f, "trace": trace, "steps": jnp.zeros((), jnp.int32)}
 
     def window(
-        self, plan: Plan, window: Window, carry: Any, weights: Operands, entry: Mapping[int, Any] | None
+        self,
+        plan: Plan,
+        window: Window,
+        carry: Any,
+        weights: Operands,
+        theta: list[Any],
+        entry: Mapping[int, Any] | None,
     ) -> Folded:
         """Sum of L^t e^t; with an `entry`, the window's own gradient and what the factors bring in."""
         tape: Derivatives = window.tape
@@ -62,7 +71,7 @@ class FactoredCarry(Carry):
 
         start = {name: carry[name] for name in ("x", "f", "steps")}
         end, history = jax.lax.scan(step, start, tape)
-        exact = self.exact.window(_without_factored(plan), window, carry["trace"], weights, entry)
+        exact = self.exact.window(_without_factored(plan), window, carry["trace"], weights, theta, entry)
         new = {**end, "trace": exact.carry}
         if entry is not None:
             return Folded(exact.x, exact.g, self.entry_gradient(plan, carry, entry, weights), new)
@@ -91,8 +100,8 @@ class FactoredCarry(Carry):
                 total[c.operation][name] = total[c.operation].get(name, 0) + value
         return total
 
-    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands) -> Any:
-        trace = self.exact.advance(_without_factored(plan), tape, carry["trace"], weights)
+    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
+        trace = self.exact.advance(_without_factored(plan), tape, carry["trace"], weights, theta)
         return {**self._advance_factors(plan, tape, carry), "trace": trace}
 
     def _advance_factors(self, plan: Plan, tape: Derivatives, carry: Any) -> Any:

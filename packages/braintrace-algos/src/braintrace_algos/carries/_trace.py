@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from braintrace_algos._feeds import collect, feed_shape, rule_of, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
-from braintrace_algos._step import Derivatives
+from braintrace_algos._step import Derivatives, StepResult, local_derivatives
 
 from ._base import Carry
 from ._recursion import backwards, past_signals, state_signals
@@ -17,6 +17,9 @@ from ._recursion import backwards, past_signals, state_signals
 
 class TraceCarry(Carry):
     """The carry of D-RTRL: e^t = D^t e^{t-1} + F^t ∂y/∂w, B · I · O · S numbers for a dense operation."""
+
+    def observe(self, plan: Plan, result: StepResult) -> Derivatives:
+        return local_derivatives(plan, result)
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         """Zero traces by key, at least in single precision unless `dtype` says otherwise."""
@@ -37,7 +40,13 @@ class TraceCarry(Carry):
         return plan.transitions[group].group.num_state
 
     def window(
-        self, plan: Plan, window: Window, carry: Any, weights: Operands, entry: Mapping[int, Any] | None
+        self,
+        plan: Plan,
+        window: Window,
+        carry: Any,
+        weights: Operands,
+        theta: list[Any],
+        entry: Mapping[int, Any] | None,
     ) -> Folded:
         tape: Derivatives = window.tape
         driving = {c.operation for c in plan.couplings} if plan.signal == "state" else ()
@@ -80,7 +89,7 @@ class TraceCarry(Carry):
                 total[c.operation][name] = total[c.operation].get(name, 0) + value
         return total
 
-    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands) -> Any:
+    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         PF, x = jax.tree.map(lambda v: v[None], (tape.F, tape.x))
         return self._exit(plan, carry, tape.D, PF, x, weights)
 

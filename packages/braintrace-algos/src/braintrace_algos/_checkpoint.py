@@ -1,0 +1,240 @@
+"""Checkpoints: all that a run needs to go on, in one file.
+
+A checkpoint is an ``.npz`` archive of plain arrays and a manifest in JSON that names each array by the path of its state,
+with shape, dtype and unit. It is read without pickle, and always against the learner that is to go on from it.
+"""
+
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._errors import CheckpointError
+from ._version import __version__
+
+FORMAT = 1
+
+
+class Entry(NamedTuple):
+    """How a checkpoint describes one array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    unit: str | None
+
+    def __str__(self) -> str:
+        unit = "" if self.unit is None else f" {self.unit}"
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]{unit}"
+
+
+class Checkpoints:
+    """The methods of a learner that save it and bring it back."""
+
+    model: brainstate.nn.Module
+    plan: Any
+    _initial: list[tuple[brainstate.State, Any]]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all that a later run needs to go on as if it had never stopped.
+
+        Parameters, hidden and other states, traces, the optimiser's state, the step counter and random keys (those of
+        the model, and the global one of brainstate) go into one file. The file appears as a whole or not at all, so
+        that a run killed at any moment leaves the previous checkpoint.
+
+        Parameters
+        ----------
+        path : path
+            File to write; folders above it are made. An existing file is replaced.
+
+        Examples
+        --------
+        >>> import pathlib, tempfile
+        >>> import brainstate, jax.numpy as jnp
+        >>> from braintrace_algos import compile
+        >>> from braintrace_primitives import matmul
+        >>> class Leaky(brainstate.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.w = brainstate.ParamState(jnp.ones((2, 3)))
+        ...     def init_state(self, batch_size=None):
+        ...         self.h = brainstate.HiddenState(jnp.zeros(3))
+        ...     def update(self, x):
+        ...         self.h.value = 0.5 * self.h.value + matmul(x, self.w.value)
+        ...         return self.h.value
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.npz"
+        >>> learner = compile(Leaky(), "d_rtrl", jnp.zeros(2))
+        >>> _ = learner(jnp.ones(2))
+        >>> learner.save(path)
+        >>> again = compile(Leaky(), "d_rtrl", jnp.zeros(2))
+        >>> again.restore(path)
+        >>> again.model.h.value.tolist()
+        [2.0, 2.0, 2.0]
+        """
+        leaves = _leaves(self._saved_values(self._saved_states()))
+        manifest = {
+            "format": FORMAT,
+            "version": __version__,
+            "algorithm": type(self).__name__,
+            "entries": {name: entry_of(leaf, unit) for name, (leaf, unit) in leaves.items()},
+        }
+        arrays = {f"array_{i}": _to_numpy(leaf) for i, (leaf, _) in enumerate(leaves.values())}
+        _write(Path(path), {"manifest": np.frombuffer(json.dumps(manifest).encode(), np.uint8), **arrays})
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a checkpoint.
+
+        Compile the same model with the same algorithm first, and call `init_optimizer` if the saved run was trained by
+        `etrace_train`: what is read is checked against the learner, entry by entry.
+
+        Parameters
+        ----------
+        path : path
+            Written by `save`.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is no checkpoint, or one of another model, algorithm, optimiser or format; the message names the
+            paths that differ. The learner is then as it was before the call.
+        """
+        path = Path(path)
+        states = self._saved_states()
+        values = self._saved_values(states)
+        targets = _leaves(values)
+        manifest, arrays = _read(path)
+        found = {name: Entry(tuple(e[0]), e[1], e[2]) for name, e in manifest["entries"].items()}
+        expected = {name: entry_of(leaf, unit) for name, (leaf, unit) in targets.items()}
+        _require_equal(path, manifest, found, expected, type(self).__name__)
+        restored = {name: _from_numpy(array, targets[name][0]) for name, array in zip(found, arrays, strict=True)}
+        for name, value in values.items():
+            leaves = [restored[leaf] for leaf, _, _ in _value_leaves(name, value)]
+            values[name] = jax.tree.unflatten(jax.tree.structure(value), leaves)
+        for name, state in states.items():
+            state.value = values[name]
+        self._initial = [(state, values[f"initial.{i}"]) for i, (state, _) in enumerate(self._initial)]
+
+    def _saved_states(self) -> dict[str, brainstate.State]:
+        """What goes into a checkpoint, by name."""
+        named = {f"model.{_dotted(path)}": s for path, s in brainstate.graph.states(self.model).items()}
+        named |= {f"global.{_dotted(s.path)}": s.state for s in self.plan.states if s.path[0] == "<global>"}
+        seen = {id(state) for state in named.values()}
+        own = {
+            path: s for path, s in self.states().items() if path[0] not in ("_initial", "model") and id(s) not in seen
+        }
+        named |= {f"learner.{_dotted(path)}": state for path, state in own.items()}
+        named |= {f"optimizer.{i}": state for i, state in enumerate(self.optimizer_states)}
+        if all(state is not brainstate.random.DEFAULT for state in named.values()):
+            named["random"] = brainstate.random.DEFAULT
+        return named
+
+    def _saved_values(self, states: dict[str, brainstate.State]) -> dict[str, Any]:
+        """The values of `states`, and those that `reset_state` brings back."""
+        initial = {f"initial.{i}": value for i, (_, value) in enumerate(self._initial)}
+        return {name: state.value for name, state in states.items()} | initial
+
+
+def entry_of(leaf: Any, unit: str | None) -> Entry:
+    """The description of an array."""
+    return Entry(tuple(jnp.shape(leaf)), str(jnp.result_type(leaf)), unit)
+
+
+def _value_leaves(name: str, value: Any) -> list[tuple[str, Any, str | None]]:
+    """Name, array and unit of each leaf of a value."""
+    out = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=lambda v: hasattr(v, "mantissa")):
+        unit = str(leaf.unit) if hasattr(leaf, "mantissa") else None
+        out.append((name + jax.tree_util.keystr(path), getattr(leaf, "mantissa", leaf), unit))
+    return out
+
+
+def _leaves(values: dict[str, Any]) -> dict[str, tuple[Any, str | None]]:
+    found = [entry for name, value in values.items() for entry in _value_leaves(name, value)]
+    return {name: (leaf, unit) for name, leaf, unit in found}
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    """An array of one of NumPy's own dtypes, with all the bits of `leaf`."""
+    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
+
+
+def _from_numpy(array: np.ndarray, target: Any) -> Any:
+    """The inverse of `_to_numpy`, of the type of `target` and placed like it."""
+    if isinstance(target, (bool, int, float, complex)):
+        return type(target)(array[()])
+    if _is_key(target):
+        value = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(target))
+    else:
+        dtype = jnp.result_type(target)
+        value = jnp.asarray(array if array.dtype == dtype else array.view(dtype))
+    return jax.device_put(value, target.sharding) if getattr(target, "committed", False) else value
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an archive beside `path`, then move it there in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            manifest = json.loads(archive["manifest"].tobytes())
+            arrays = [archive[f"array_{i}"] for i in range(len(archive.files) - 1)]
+    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            "The file is not a checkpoint, or it is damaged.", where=str(path), found=str(error) or type(error).__name__
+        ) from error
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(
+            "The checkpoint has another format.",
+            where=str(path),
+            found=f"format {manifest['format']}, written by version {manifest['version']}",
+            expected=f"format {FORMAT}, as of version {__version__}",
+            fix="read it with the version that wrote it",
+        )
+    return manifest, arrays
+
+
+def _require_equal(
+    path: Path, manifest: dict[str, Any], found: dict[str, Entry], expected: dict[str, Entry], algorithm: str
+) -> None:
+    if found == expected:
+        return
+    lines = [f"{name}: checkpoint only" for name in found if name not in expected]
+    lines += [f"{name}: learner only" for name in expected if name not in found]
+    lines += [f"{n}: {found[n]}, learner {e}" for n, e in expected.items() if n in found and found[n] != e]
+    optimiser = any(line.startswith("optimizer.") for line in lines)
+    raise CheckpointError(
+        "The checkpoint does not belong to this learner.",
+        where=str(path),
+        found=f"{manifest['algorithm']} of version {manifest['version']}; differences:\n  " + "\n  ".join(lines),
+        expected=f"the states of this {algorithm}",
+        fix="call learner.init_optimizer(optimizer) with the optimiser of the saved run first"
+        if optimiser
+        else "compile the model, algorithm and batch size of the saved run",
+    )
+
+
+def _dotted(path: Any) -> str:
+    return ".".join(map(str, path))

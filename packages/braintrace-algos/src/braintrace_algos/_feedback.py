@@ -1,0 +1,83 @@
+"""Random feedback: signals pass the readout by fixed weights, not by the readout's own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from braintrace_compiler import DiagnosticKind
+from braintrace_primitives._jax_compat import Literal, build_jaxpr, eval_jaxpr
+
+from ._plan import Plan
+
+
+def random_feedback(plan: Plan, recurrent: frozenset[int], key: Any) -> Plan:
+    """Give the readout's operations fixed random weights for the way back.
+
+    An operation belongs to the readout where it leads to none of the `recurrent` groups. Its feedback weights are
+    shaped like its own (hidden x readout for a dense readout), normal, and scaled by the number of inputs.
+    """
+    leading = {plan.operations[c.operation].weight_path for c in plan.couplings if c.group in recurrent}
+    leading |= {
+        r.weight_path for r in plan.graph.diagnostics if r.kind is DiagnosticKind.RELATION_EXCLUDED_WEIGHT_TO_WEIGHT
+    }
+    feedback = {}
+    for k, operation in enumerate(plan.operations):
+        if operation.weight_path in leading or operation.x_var is None:
+            continue
+        keys = jax.random.split(jax.random.fold_in(key, k), len(operation.weight_vars))
+        feedback[k] = {
+            name: _draw(own, var.aval) for own, (name, var) in zip(keys, operation.weight_vars.items(), strict=True)
+        }
+    return plan._replace(feedback=feedback)
+
+
+def _draw(key: Any, aval: Any) -> Any:
+    if aval.ndim < 2:
+        return jnp.zeros(aval.shape, aval.dtype)
+    return jax.random.normal(key, aval.shape, aval.dtype) / jnp.sqrt(aval.shape[0]).astype(aval.dtype)
+
+
+def evaluate(plan: Plan, inputs: Sequence[Any]) -> list[Any]:
+    """Run the step program, with the feedback weights in place where signals pass backwards.
+
+    ``y = A(x, w)`` becomes ``A(stop(x), w) + A(x, B) - stop(A(x, B))``: the value is that of w, and the cotangent of x
+    that of B.
+    """
+    program = plan.step.jaxpr
+    if not plan.feedback:
+        return eval_jaxpr(program, *inputs)
+    first = len(plan.graph.module_info.jaxpr.invars)
+    weight_vars = iter(program.invars[first:])
+    operation_of = {}
+    for k, operation in enumerate(plan.operations):
+        operation_of.update({next(weight_vars): k for _ in operation.weight_vars})
+
+    env = dict(zip(program.invars, inputs, strict=True))
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, Literal) else env[v]
+
+    for eqn in program.eqns:
+        values = [read(v) for v in eqn.invars]
+        k = next((operation_of[v] for v in eqn.invars if not isinstance(v, Literal) and v in operation_of), None)
+        if k in plan.feedback:
+            env[eqn.outvars[0]] = _with_feedback(plan, k, eqn, values)
+            continue
+        variables = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
+        single = build_jaxpr(variables, eqn.outvars, [eqn], like=program)
+        env.update(zip(eqn.outvars, eval_jaxpr(single, *map(read, variables)), strict=True))
+    return [read(v) for v in program.outvars]
+
+
+def _with_feedback(plan: Plan, k: int, eqn: Any, values: list[Any]) -> Any:
+    operation, stop = plan.operations[k], jax.lax.stop_gradient
+    forward, back = list(values), list(values)
+    at = operation.spec.x_invar_index
+    forward[at] = stop(values[at])
+    for name, value in plan.feedback[k].items():
+        back[operation.index_of(name)] = value
+    y = eqn.primitive.bind(*forward, **eqn.params)
+    returned = eqn.primitive.bind(*back, **eqn.params)
+    return y + (returned - stop(returned))

@@ -1,0 +1,71 @@
+"""e-prop: eligibility propagation."""
+
+from typing import Any
+
+import jax
+
+from braintrace_algos._checks import check_choice, check_decay
+from braintrace_algos._errors import LearnerTypeError
+from braintrace_algos._feedback import random_feedback
+from braintrace_algos._learner import OnlineLearner
+from braintrace_algos.carries import Carry, FilteredTraceCarry, recurrent_groups
+
+
+class EProp(OnlineLearner):
+    """Eligibility traces that meet a learning signal broadcast by the readout.
+
+    .. math:: e^t = D^t e^{t-1} + F^t \\, ∂y^t/∂w, \\qquad ē^t = κ ē^{t-1} + e^t, \\qquad dw = Σ_t L^t ē^t
+
+    with L^t = ∂l^t/∂h^t the signal that readers outside the group's own transition send to the new state. The filter κ
+    stands for a leaky readout and acts on relations into recurrent groups only, never on the readout's own weights.
+    With ``feedback="random"`` the signal passes the readout's operations by fixed random weights instead of their own.
+
+    The trace leaves recurrent mixing out, as D-RTRL does. Where κ = 0 and no output bypasses the state, it is the
+    strict D-RTRL gradient.
+
+    Parameters
+    ----------
+    feedback : {"symmetric", "random"}
+    kappa_filter_decay : float
+        κ in [0, 1).
+    random_feedback_key : jax.Array, optional
+        Needed for random feedback.
+    **options
+        Of `OnlineLearner`.
+
+    References
+    ----------
+    Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons",
+    Nature Communications 11, 3625 (2020).
+
+    Examples
+    --------
+    >>> EProp.__name__
+    'EProp'
+    """
+
+    signal = "state"
+
+    def __init__(
+        self,
+        *args: Any,
+        feedback: str = "symmetric",
+        kappa_filter_decay: float = 0.0,
+        random_feedback_key: jax.Array | None = None,
+        **options: Any,
+    ):
+        check_choice("feedback", feedback, ("symmetric", "random"))
+        check_decay("kappa_filter_decay", kappa_filter_decay)
+        if feedback == "random" and random_feedback_key is None:
+            raise LearnerTypeError(
+                "Random feedback needs a key.", where="EProp", expected="random_feedback_key=jax.random.key(seed)"
+            )
+        self.kappa = kappa_filter_decay
+        super().__init__(*args, **options)
+        if kappa_filter_decay:
+            check_choice("vjp_method (with a kappa filter)", self.vjp_method, ("single-step",))
+        if feedback == "random":
+            self.plan = random_feedback(self.plan, recurrent_groups(self.plan), random_feedback_key)
+
+    def _make_carry(self) -> Carry:
+        return FilteredTraceCarry(self.kappa)

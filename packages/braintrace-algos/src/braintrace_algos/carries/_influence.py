@@ -1,0 +1,277 @@
+"""The influence of every parameter on every hidden state: exact, masked to a neighbourhood, or of random rank one.
+
+All three follow the same window. With e the state at the exit of a window as a function of the parameters θ and of
+the state at its entry h,
+
+    dl/dθ  =  ∂l/∂θ |_h  +  ∂l/∂h · C            C  <-  ∂e/∂θ |_h  +  ∂e/∂h · C
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from braintrace_algos._errors import LearnerError
+from braintrace_algos._fold_types import Folded, Window
+from braintrace_algos._plan import Operands, Plan
+from braintrace_algos._step import StepResult, operation_inputs, run_step
+from braintrace_compiler import StateKind
+
+from ._base import Carry
+
+
+class Replay(NamedTuple):
+    """What it takes to run a step again.
+
+    Attributes
+    ----------
+    x : tuple
+        Inputs of the operations.
+    states : list of lists
+        Leaves of every state before the step, parameters left out.
+    args : list
+        Leaves of the step's arguments.
+    """
+
+    x: tuple[Any, ...]
+    states: list[list[Any]]
+    args: list[Any]
+
+
+class InfluenceCarry(Carry):
+    """The carry of RTRL: C = ∂h/∂θ in full, N_h · |θ| numbers for each copy.
+
+    Exact for every model and every parameter, marked or not. The batch of a model that takes it itself counts as N_h;
+    map a single-sample model (``vmap=True``) to keep one C for each sample instead.
+
+    Parameters
+    ----------
+    limit : int
+        Largest number of elements of C.
+    """
+
+    every_group = True
+
+    def __init__(self, limit: int):
+        self.limit = limit
+
+    def observe(self, plan: Plan, result: StepResult) -> Replay:
+        return jax.lax.stop_gradient(Replay(operation_inputs(plan, result), result.before, result.args))
+
+    def init(self, plan: Plan, dtype: Any = None) -> Any:
+        n, leaves = state_size(plan), plan.parameter_avals()
+        size = n * sum(math.prod(leaf.shape) for leaf in leaves) * (plan.batch or 1)
+        if size > self.limit:
+            raise LearnerError(
+                "The full influence matrix is larger than its limit.",
+                where="RTRL",
+                found=f"{n} hidden units x {size // n // (plan.batch or 1)} parameters x {plan.batch or 1} copies "
+                f"= {size:,} elements",
+                expected=f"at most {self.limit:,} elements (option `limit`)",
+                fix="use a smaller model, another algorithm, or vmap=True where batch_size is what makes it large",
+            )
+        return [jnp.zeros((n, *leaf.shape), dtype or leaf.dtype) for leaf in leaves]
+
+    def window(
+        self,
+        plan: Plan,
+        window: Window,
+        carry: Any,
+        weights: Operands,
+        theta: list[Any],
+        entry: Mapping[int, Any] | None,
+    ) -> Folded:
+        new = self._through(plan, window.tape, carry, theta)
+        past = self.past(plan, carry, entry)
+        return Folded(list(window.tape.x), list(window.b), [{} for _ in plan.operations], new, past)
+
+    def past(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> list[Any]:
+        flat = jnp.concatenate([signals[g].reshape(-1) for g in plan.traced])
+        return [jnp.tensordot(flat.astype(C.dtype), C, 1) for C in carry]
+
+    def advance(self, plan: Plan, tape: Replay, carry: Any, weights: Operands, theta: list[Any]) -> Any:
+        return self._through(plan, jax.tree.map(lambda v: v[None], tape), carry, theta)
+
+    def _through(self, plan: Plan, tape: Replay, carry: Any, theta: list[Any]) -> Any:
+        exit, entry = exit_function(plan, tape)
+        of_theta, of_entry = jax.jacrev(exit, argnums=(0, 1))(theta, entry)
+        return [
+            self.mask(i, direct + jnp.tensordot(of_entry, C, 1)).astype(C.dtype)
+            for i, (direct, C) in enumerate(zip(of_theta, carry, strict=True))
+        ]
+
+    def mask(self, leaf: int, influence: Any) -> Any:
+        """What is kept of the influence of one parameter leaf."""
+        return influence
+
+
+class NeighbourhoodCarry(InfluenceCarry):
+    """The carry of SnAp-n: the influence of a parameter on the units that it reaches within n steps.
+
+    Parameters
+    ----------
+    n : int
+        Order: 1 keeps what a parameter drives at once.
+    limit : int
+    """
+
+    def __init__(self, n: int, limit: int):
+        super().__init__(limit)
+        self.n = n
+        self.kept: list[Any] = []
+
+    def init(self, plan: Plan, dtype: Any = None) -> Any:
+        zeros = super().init(plan, dtype)
+        self.kept = neighbourhood(plan, self.n)
+        return zeros
+
+    def mask(self, leaf: int, influence: Any) -> Any:
+        return jnp.where(self.kept[leaf], influence, 0)
+
+
+class SketchCarry(InfluenceCarry):
+    """The carry of UORO: an unbiased estimate of the influence, C ≈ s z^T with E[s z^T] = C; N_h + |θ| numbers.
+
+    Parameters
+    ----------
+    key : brainstate.State
+        A raw random key, split whenever a sequence begins.
+    """
+
+    def __init__(self, key: brainstate.State):
+        super().__init__(limit=0)
+        self.key = key
+
+    def init(self, plan: Plan, dtype: Any = None) -> Any:
+        leaves = plan.parameter_avals()
+        s = jnp.zeros(state_size(plan), dtype or leaves[0].dtype)
+        z = [jnp.zeros(leaf.shape, dtype or leaf.dtype) for leaf in leaves]
+        return {"s": s, "z": z, "key": jax.random.PRNGKey(0)}
+
+    def begin(self, plan: Plan, dtype: Any = None) -> Any:
+        self.key.value, own = jax.random.split(self.key.value)
+        carry = super().begin(plan, dtype)
+        return {**carry, "key": own if plan.batch is None else jax.random.split(own, plan.batch)}
+
+    def past(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> list[Any]:
+        flat = jnp.concatenate([signals[g].reshape(-1) for g in plan.traced])
+        along = flat.astype(carry["s"].dtype) @ carry["s"]
+        return [along * z for z in carry["z"]]
+
+    def _through(self, plan: Plan, tape: Replay, carry: Any, theta: list[Any]) -> Any:
+        exit, entry = exit_function(plan, tape)
+        new, pull = jax.vjp(exit, theta, entry)
+        # The forward product by the transpose of the reverse one: a custom reverse rule may have no forward one.
+        _, push = jax.vjp(lambda ct: pull(ct)[1], jnp.zeros_like(new))
+        moved = push(carry["s"])[0]
+        key, sub = jax.random.split(carry["key"])
+        signs = jax.random.rademacher(sub, new.shape, new.dtype)
+        fresh, _ = pull(signs)
+        rho_0 = _balance(_norm(carry["z"]), _norm([moved]))
+        rho_1 = _balance(_norm(fresh), _norm([signs]))
+        z = [old / rho_0 + got / rho_1 for old, got in zip(carry["z"], fresh, strict=True)]
+        return {"s": rho_0 * moved + rho_1 * signs, "z": z, "key": key}
+
+
+def _norm(leaves: list[Any]) -> Any:
+    return jnp.sqrt(sum(jnp.sum(jnp.abs(v) ** 2) for v in leaves))
+
+
+def _balance(a: Any, b: Any) -> Any:
+    """sqrt(a / b), the scale that gives both factors of a product the same norm."""
+    tiny = 1e-7
+    return jnp.sqrt((a + tiny) / (b + tiny))
+
+
+def state_size(plan: Plan) -> int:
+    """N_h, the number of hidden units of one copy."""
+    return sum(plan.transitions[g].group.num_state * math.prod(plan.transitions[g].group.varshape) for g in plan.traced)
+
+
+def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:
+    """The state at the exit of a window as a function of parameters and of the state at its entry.
+
+    Returns
+    -------
+    callable
+        ``exit(theta, entry) -> state``; states are flat, in the order of the traced groups.
+    array
+        The state at the entry.
+    """
+    one = plan._replace(batch=None)
+    others = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
+    at = {s.path: i for i, s in enumerate(others)}
+    paths = [p for g in plan.traced for p in plan.transitions[g].group.hidden_paths]
+    values = jax.tree.map(lambda v: v[0], tape.states)
+    shapes = [values[at[p]][0].shape for p in paths]
+
+    def flatten(states: list[list[Any]]) -> Any:
+        return jnp.concatenate([states[at[p]][0].reshape(-1) for p in paths])
+
+    def insert(states: list[list[Any]], flat: Any) -> list[list[Any]]:
+        states, start = list(states), 0
+        for path, shape in zip(paths, shapes, strict=True):
+            size = math.prod(shape)
+            states[at[path]] = [flat[start : start + size].reshape(shape)]
+            start += size
+        return states
+
+    def exit(theta: list[Any], entry: Any) -> Any:
+        weights = one.weights(theta)
+
+        def step(flat, recorded):
+            states = iter(insert(recorded.states, flat))
+            parameters = iter(theta)
+            full = [
+                [next(parameters) for _ in s.invars] if s.kind is StateKind.PARAMETER else next(states)
+                for s in one.states
+            ]
+            result = run_step(one, recorded.args, full, weights, one.zero_perturbations())
+            new = [v for s, v in zip(one.states, result.states, strict=True) if s.kind is not StateKind.PARAMETER]
+            return flatten(new), None
+
+        return jax.lax.scan(step, entry, tape)[0]
+
+    return exit, flatten(values)
+
+
+def neighbourhood(plan: Plan, n: int) -> list[Any]:
+    """For each parameter leaf, which hidden units it influences within n steps, as booleans (N_h, *leaf).
+
+    The structure is read off the Jacobians of one step at random states, inputs and parameters.
+    """
+    one = plan._replace(batch=None)
+    rng = jax.random.key(0)
+    reached: list[Any] | None = None
+    between: Any = False
+    for probe in range(3):
+        tape, theta = _random_step(one, jax.random.fold_in(rng, probe))
+        exit, entry = exit_function(one, tape)
+        of_theta, of_entry = jax.jacrev(exit, argnums=(0, 1))(theta, entry)
+        between = between | (of_entry != 0)
+        found = [J != 0 for J in of_theta]
+        reached = found if reached is None else [a | b for a, b in zip(reached, found, strict=True)]
+    first = reached
+    for _ in range(n - 1):
+        reached = [
+            a | (jnp.tensordot(between.astype(jnp.float32), r.astype(jnp.float32), 1) > 0)
+            for a, r in zip(first, reached, strict=True)
+        ]
+    return reached
+
+
+def _random_step(plan: Plan, key: Any) -> tuple[Replay, list[Any]]:
+    def draw(aval: Any, i: int) -> Any:
+        if jnp.issubdtype(aval.dtype, jnp.inexact):
+            return jax.random.normal(jax.random.fold_in(key, i), aval.shape, aval.dtype)
+        return jnp.zeros(aval.shape, aval.dtype)
+
+    minfo = plan.graph.module_info
+    others = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
+    states = [[draw(v.aval, 1000 + 10 * i + j)[None] for j, v in enumerate(s.invars)] for i, s in enumerate(others)]
+    args = [draw(v.aval, i)[None] for i, v in enumerate(minfo.arg_invars)]
+    theta = [draw(leaf, 5000 + i) for i, leaf in enumerate(plan.parameter_avals())]
+    return Replay((), states, args), theta

@@ -1,0 +1,166 @@
+"""Traces that see more, or less, than D: filtered, coupled through the recurrence, gated by a modulator."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import brainstate
+import jax
+import jax.numpy as jnp
+
+from braintrace_algos._errors import LearnerError
+from braintrace_algos._fold_types import Folded, Window
+from braintrace_algos._plan import Operands, Plan
+from braintrace_algos._step import Derivatives, StepResult, true_diagonals
+from braintrace_compiler import Omission
+from braintrace_primitives._jax_compat import eval_jaxpr
+
+from ._trace import TraceCarry
+
+
+def recurrent_groups(plan: Plan) -> frozenset[int]:
+    """Traced groups whose previous states reach their new ones through a marked operation."""
+    mixing = {c.operation.y_var for c in plan.graph.certificates() if Omission.RECURRENT_MIXING in c.omissions}
+    return frozenset(c.group for c in plan.traced_couplings if plan.operations[c.operation].y_var in mixing)
+
+
+class FilteredTraceCarry(TraceCarry):
+    """Traces of recurrent groups followed by a low-pass filter, ē^t = κ ē^{t-1} + e^t.
+
+    The filter is one more state behind each state of the group: with D̄ = [[D, 0], [D, κ]] and F̄ = [F; F] the
+    pair (e, ē) is an ordinary trace, and the signal meets its second half.
+
+    Parameters
+    ----------
+    kappa : float
+        In [0, 1).
+    """
+
+    def __init__(self, kappa: float):
+        self.kappa = kappa
+
+    def num_states(self, plan: Plan, group: int) -> int:
+        return super().num_states(plan, group) * (2 if group in recurrent_groups(plan) else 1)
+
+    def observe(self, plan: Plan, result: StepResult) -> Derivatives:
+        tape = super().observe(plan, result)
+        D, F = dict(tape.D), dict(tape.F)
+        axis = 0 if plan.batch is None else 1
+        for index in recurrent_groups(plan):
+            group = plan.transitions[index].group
+            shape = group.varshape if plan.batch is None else (plan.batch, *group.varshape)
+            S = group.num_state
+            own = D.get(index)
+            if own is None:
+                own = jnp.zeros((*shape[:axis], S, S, *shape[axis:]), group.hidden_invars[0].aval.dtype)
+            eye = jnp.eye(S, dtype=own.dtype).reshape(S, S, *(1,) * len(group.varshape))
+            kept = jnp.broadcast_to(self.kappa * eye, own.shape)
+            upper = jnp.concatenate([own, jnp.zeros_like(own)], axis + 1)
+            D[index] = jnp.concatenate([upper, jnp.concatenate([own, kept], axis + 1)], axis)
+        for c in plan.traced_couplings:
+            if c.group in recurrent_groups(plan):
+                F[c.key] = jnp.concatenate([F[c.key], F[c.key]], axis)
+        return Derivatives(D, F, tape.x)
+
+    def signals(self, plan: Plan, by_group: dict[int, Any]) -> dict[int, Any]:
+        axis = 0 if plan.batch is None else 1
+        filtered = recurrent_groups(plan)
+        return {g: jnp.concatenate([jnp.zeros_like(v), v], axis) if g in filtered else v for g, v in by_group.items()}
+
+
+class CoupledTraceCarry(TraceCarry):
+    """Traces that follow a unit's influence on itself through recurrent operations too.
+
+    D is the true diagonal of the whole transition, marked operations included, instead of that of its local part.
+    """
+
+    def observe(self, plan: Plan, result: StepResult) -> Derivatives:
+        tape = super().observe(plan, result)
+        D = dict(tape.D)
+        known = {v: jax.lax.stop_gradient(value) for v, value in result.observed.items()}
+        for index in recurrent_groups(plan):
+            group = plan.transitions[index].group
+            inputs = [known[v] for v in (*group.hidden_invars, *group.transition_jaxpr_constvars)]
+
+            def single(*inputs, group=group):
+                h, constants = list(inputs[: group.num_state]), inputs[group.num_state :]
+                new, pull = jax.vjp(lambda h: eval_jaxpr(group.transition_jaxpr, *h, *constants), h)
+                rows = [true_diagonals(lambda ct: pull(ct)[0], new, s) for s in range(group.num_state)]
+                return jnp.stack(rows)
+
+            D[index] = (single if plan.batch is None else jax.vmap(single))(*inputs)
+        return Derivatives(D, tape.F, tape.x)
+
+
+class Modulated(NamedTuple):
+    """A tape entry with the modulator of its step."""
+
+    D: dict[int, Any]
+    F: dict[str, Any]
+    x: tuple[Any, ...]
+    modulator: Any
+
+
+class ModulatedTraceCarry(TraceCarry):
+    """Traces that meet a modulator in place of a learning signal.
+
+    Parameters
+    ----------
+    modulator : brainstate.State
+        Read at every step; a scalar, or an array that broadcasts to the positions of every group.
+    """
+
+    def __init__(self, modulator: brainstate.State):
+        self.modulator = modulator
+
+    def observe(self, plan: Plan, result: StepResult) -> Modulated:
+        value = jnp.asarray(self.modulator.value)
+        if plan.batch is not None and value.ndim == 0:
+            value = jnp.broadcast_to(value, (plan.batch,))
+        return Modulated(*super().observe(plan, result), value)
+
+    def init(self, plan: Plan, dtype: Any = None) -> Any:
+        value = jnp.asarray(self.modulator.value)
+        one = value if plan.batch is None or value.ndim == 0 else value[0]
+        return {"trace": super().init(plan, dtype), "modulator": jnp.zeros_like(one)}
+
+    def window(
+        self,
+        plan: Plan,
+        window: Window,
+        carry: Any,
+        weights: Operands,
+        theta: list[Any],
+        entry: Mapping[int, Any] | None,
+    ) -> Folded:
+        modulator = window.tape.modulator
+        scaled = modulator * window.scale.reshape(-1, *(1,) * (modulator.ndim - 1)).astype(modulator.dtype)
+        signals = jax.vmap(lambda m: self._expand(plan, m))(scaled)
+        folded = super().window(plan, window._replace(signals=signals), carry["trace"], weights, theta, entry)
+        return folded._replace(carry={"trace": folded.carry, "modulator": modulator[-1]})
+
+    def entry_gradient(
+        self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
+    ) -> list[dict[str, Any]]:
+        if "modulator" in carry:
+            carry, signals = carry["trace"], self._expand(plan, carry["modulator"])
+        return super().entry_gradient(plan, carry, signals, weights)
+
+    def advance(self, plan: Plan, tape: Modulated, carry: Any, weights: Operands, theta: list[Any]) -> Any:
+        return {"trace": super().advance(plan, tape, carry["trace"], weights, theta), "modulator": tape.modulator}
+
+    def _expand(self, plan: Plan, modulator: Any) -> dict[int, Any]:
+        """The modulator at every state and position of every traced group."""
+        expanded = {}
+        for index in plan.traced:
+            group = plan.transitions[index].group
+            shape = (group.num_state, *group.varshape)
+            try:
+                expanded[index] = jnp.broadcast_to(modulator, shape).astype(group.hidden_invars[0].aval.dtype)
+            except ValueError:
+                raise LearnerError(
+                    "The modulator does not broadcast to the states of a group.",
+                    where=f"group {index} of {[list(p) for p in group.hidden_paths]}",
+                    found=f"a modulator of shape {jnp.shape(modulator)}",
+                    expected=f"a scalar, or a shape that broadcasts to (states, *positions) = {shape}",
+                ) from None
+        return expanded
