@@ -15,8 +15,10 @@ nox.options.sessions = ["tests"]
 ROOT = pathlib.Path(__file__).parent
 PACKAGES = ("braintrace-primitives", "braintrace-compiler", "braintrace-nn", "braintrace-algos", "braintrace")
 EXTRAS = {"braintrace-algos": "[progress]", "braintrace": "[demo]"}
-TEST_TOOLS = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "test")
-LINT_TOOLS = nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "lint")
+SETTINGS = nox.project.load_toml(ROOT / "pyproject.toml")
+TEST_TOOLS, LINT_TOOLS, DOCS_TOOLS = (
+    nox.project.dependency_groups(SETTINGS, group) for group in ("test", "lint", "docs")
+)
 ENV = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
 
 
@@ -123,3 +125,11 @@ def bench(session: nox.Session) -> None:
     session.run("uv", "venv", "--quiet", "--allow-existing", "--python", "3.12", str(upstream))
     session.run("uv", "pip", "install", "--quiet", "--python", python, "braintrace==0.2.8")
     session.run("python", "-m", "benchmarks", "--upstream", python, *session.posargs, env=ENV)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into docs/_build; its pages run, and a warning is an error."""
+    install_packages(session)
+    session.install(*DOCS_TOOLS)
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build", *session.posargs, env=ENV)
