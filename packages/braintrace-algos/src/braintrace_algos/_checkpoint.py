@@ -122,16 +122,17 @@ class Checkpoints:
 
     def _saved_states(self) -> dict[str, brainstate.State]:
         """What goes into a checkpoint, by name."""
-        named = {f"model.{_dotted(path)}": s for path, s in brainstate.graph.states(self.model).items()}
-        named |= {f"global.{_dotted(s.path)}": s.state for s in self.plan.states if s.path[0] == "<global>"}
+        random = brainstate.random.DEFAULT
+        named: dict[str, brainstate.State] = {"random": random}
+        named |= {f"model.{_dotted(path)}": s for path, s in brainstate.graph.states(self.model).items()}
+        outside = [s for s in self.plan.states if s.path[0] == "<global>" and s.state is not random]
+        named |= {f"global.{_dotted(s.path[1:])}": s.state for s in outside}
         seen = {id(state) for state in named.values()}
         own = {
             path: s for path, s in self.states().items() if path[0] not in ("_initial", "model") and id(s) not in seen
         }
         named |= {f"learner.{_dotted(path)}": state for path, state in own.items()}
         named |= {f"optimizer.{i}": state for i, state in enumerate(self.optimizer_states)}
-        if all(state is not brainstate.random.DEFAULT for state in named.values()):
-            named["random"] = brainstate.random.DEFAULT
         return named
 
     def _saved_values(self, states: dict[str, brainstate.State]) -> dict[str, Any]:
@@ -224,7 +225,7 @@ def _require_equal(
     lines = [f"{name}: checkpoint only" for name in found if name not in expected]
     lines += [f"{name}: learner only" for name in expected if name not in found]
     lines += [f"{n}: {found[n]}, learner {e}" for n, e in expected.items() if n in found and found[n] != e]
-    optimiser = any(line.startswith("optimizer.") for line in lines)
+    optimiser = all(line.startswith("optimizer.") for line in lines)
     raise CheckpointError(
         "The checkpoint does not belong to this learner.",
         where=str(path),

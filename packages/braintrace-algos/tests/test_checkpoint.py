@@ -1,0 +1,198 @@
+import json
+import os
+import runpy
+import subprocess
+import sys
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import saiunit as u
+
+from braintrace_algos import BPTT, D_RTRL, CheckpointError, compile
+from braintrace_primitives import matmul
+
+RUN = '''
+import brainstate, jax, jax.numpy as jnp, optax
+from braintrace_algos import compile
+from braintrace_primitives import matmul
+
+
+class Noisy(brainstate.nn.Module):
+    """Random initial state and noise at every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState(brainstate.random.randn(2, 3))
+        self.gain = brainstate.ParamState(jnp.ones(3, jnp.bfloat16))
+
+    def init_state(self, batch_size=None):
+        self.h = brainstate.HiddenState(brainstate.random.randn(batch_size, 3))
+
+    def update(self, x):
+        noise = 0.1 * brainstate.random.randn(*self.h.value.shape)
+        self.h.value = 0.5 * self.h.value + matmul(x, self.w.value) + noise
+        return self.h.value * self.gain.value.astype(jnp.float32)
+
+
+def build(seed):
+    learner = compile(Noisy(), "d_rtrl", jnp.zeros((4, 2)), batch_size=4, seed=seed)
+    optimizer = optax.adam(1e-2)
+    learner.init_optimizer(optimizer)
+    return learner, optimizer
+
+
+def train(learner, optimizer, part):
+    xs = jax.random.normal(jax.random.key(part), (6, 4, 2))
+    history = learner.etrace_train(xs, step_fn=lambda x: (learner(x) ** 2).mean(), optimizer=optimizer, update_every=2)
+    learner.reset_state() if part == 0 else None
+    return history.losses
+'''
+
+RESUME = """
+learner, optimizer = build(seed=99)
+learner.restore({middle!r})
+train(learner, optimizer, 1)
+learner.save({end!r})
+"""
+
+
+def entries(path):
+    with np.load(path) as archive:
+        manifest = json.loads(archive["manifest"].tobytes())
+        return {name: archive[f"array_{i}"] for i, name in enumerate(manifest["entries"])}
+
+
+def test_a_run_resumed_in_a_new_process_is_bit_equal(tmp_path):
+    script, middle, end = tmp_path / "run.py", tmp_path / "middle.npz", tmp_path / "end.npz"
+    script.write_text(RUN)
+    run = runpy.run_path(str(script))
+    learner, optimizer = run["build"](seed=1)
+    run["train"](learner, optimizer, 0)
+    learner.save(middle)
+    run["train"](learner, optimizer, 1)
+    learner.save(tmp_path / "expected.npz")
+
+    script.write_text(RUN + RESUME.format(middle=str(middle), end=str(end)))
+    subprocess.run([sys.executable, str(script)], check=True, env=os.environ, timeout=500)
+    expected, resumed, before = entries(tmp_path / "expected.npz"), entries(end), entries(middle)
+    assert list(resumed) == list(expected)
+    for name, value in expected.items():
+        assert resumed[name].dtype == value.dtype, name
+        assert resumed[name].tobytes() == value.tobytes(), name
+    for name in ("model.w", "model.gain", "model.h", "random", "learner.running_index", "optimizer.0[0].count"):
+        assert any(not np.array_equal(expected[n], before[n]) for n in expected if n.startswith(name)), name
+
+
+@pytest.fixture
+def saved(recurrent_model, data, loss, tmp_path):
+    learner = compile(recurrent_model, D_RTRL, data[0][0], batch_size=data[0].shape[1])
+    optimizer = optax.adam(1e-2)
+    learner.etrace_train(*data, step_fn=lambda x, y: loss(learner(x), y), optimizer=optimizer)
+    learner.save(tmp_path / "run.npz")
+    return learner, tmp_path / "run.npz"
+
+
+def values(learner):
+    return jax.tree.leaves([s.value for s in learner._saved_states().values()])
+
+
+def refuse(learner, path, *words):
+    before = values(learner)
+    with pytest.raises(CheckpointError) as error:
+        learner.restore(path)
+    for word in words:
+        assert word in str(error.value)
+    for now, then in zip(values(learner), before, strict=True):
+        assert now is then
+
+
+def test_restoring_brings_everything_back(saved, data, loss):
+    learner, path = saved
+    before = values(learner)
+    learner.reset_state()
+    learner.etrace_train(*data, step_fn=lambda x, y: loss(learner(x), y), optimizer=optax.adam(1.0))
+    learner.restore(path)
+    for now, then in zip(values(learner), before, strict=True):
+        assert now.dtype == then.dtype
+        assert bool(jnp.all(now == then))
+
+
+def test_checkpoints_of_other_learners_are_refused(saved, model, recurrent_model, data):
+    _, path = saved
+    x, B = data[0][0], data[0].shape[1]
+    other = compile(model, D_RTRL, x, batch_size=B)
+    other.init_optimizer(optax.adam(1e-2))
+    refuse(other, path, "model.w['weight']", "float32[9,5]", "float32[4,5]", "compile the model")
+    refuse(compile(recurrent_model, D_RTRL, x, batch_size=B), path, "init_optimizer", "optimizer.0")
+    bptt = compile(recurrent_model, BPTT, x, batch_size=B)
+    bptt.init_optimizer(optax.adam(1e-2))
+    refuse(bptt, path, "learner.etraces['gain#1->g']", "checkpoint only", "D_RTRL")
+    smaller = compile(recurrent_model, D_RTRL, x[:2], batch_size=2)
+    refuse(smaller, path, "model.g: float32[3,5], learner float32[2,5]")
+
+
+def test_a_plain_run_does_not_take_an_optimiser_s_checkpoint(saved, data):
+    learner, path = saved
+    learner.init_optimizer(optax.sgd(0.1))
+    refuse(learner, path, "optimizer.0[0].mu", "checkpoint only")
+
+
+def test_other_formats_and_damaged_files_are_refused(saved, tmp_path):
+    learner, path = saved
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    manifest = json.loads(arrays["manifest"].tobytes()) | {"format": 999, "version": "9.9"}
+    newer = tmp_path / "newer.npz"
+    np.savez(newer, **(arrays | {"manifest": np.frombuffer(json.dumps(manifest).encode(), np.uint8)}))
+    refuse(learner, newer, "format 999", "version 9.9")
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(path.read_bytes()[:-200])
+    refuse(learner, damaged, "damaged")
+    np.savez(tmp_path / "foreign.npz", a=np.ones(2))
+    refuse(learner, tmp_path / "foreign.npz", "not a checkpoint")
+    np.save(tmp_path / "pickle.npy", np.array([object()]), allow_pickle=True)
+    refuse(learner, tmp_path / "pickle.npy", "not a checkpoint")
+    with pytest.raises(FileNotFoundError):
+        learner.restore(tmp_path / "missing.npz")
+
+
+def test_a_failed_write_leaves_the_last_checkpoint(saved, monkeypatch):
+    learner, path = saved
+    content = path.read_bytes()
+
+    def fail(file, **arrays):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(OSError, match="disk full"):
+        learner.save(path)
+    assert path.read_bytes() == content
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_units_are_part_of_an_entry(tmp_path):
+    class Voltage(brainstate.nn.Module):
+        def __init__(self, unit):
+            super().__init__()
+            self.unit = unit
+            self.w = brainstate.ParamState(jnp.ones((2, 3)))
+
+        def init_state(self, batch_size=None):
+            self.v = brainstate.HiddenState(jnp.zeros(3) * self.unit)
+
+        def update(self, x):
+            self.v.value = 0.5 * self.v.value + matmul(x, self.w.value) * self.unit
+            return self.v.value / self.unit
+
+    learner = compile(Voltage(u.mV), D_RTRL, jnp.zeros(2))
+    learner(jnp.ones(2))
+    learner.save(tmp_path / "run.npz")
+    again = compile(Voltage(u.mV), D_RTRL, jnp.zeros(2))
+    again.restore(tmp_path / "run.npz")
+    assert again.model.v.value[0] == 2 * u.mV
+    refuse(compile(Voltage(u.mA), D_RTRL, jnp.zeros(2)), tmp_path / "run.npz", "model.v: float32[3] mV", "mA")
