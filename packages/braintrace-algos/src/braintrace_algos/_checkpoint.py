@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on, in one file.
 
-A checkpoint is an ``.npz`` archive of plain arrays and a manifest in JSON that names each array by the path of its state,
-with shape, dtype and unit. It is read without pickle, and always against the learner that is to go on from it.
+A checkpoint is an ``.npz`` archive of plain arrays and a manifest in JSON that names each array by the path of its
+state, with shape, dtype and unit. It is read without pickle, and always against the learner that is to go on from it.
 """
 
 import json
