@@ -1,0 +1,239 @@
+"""Every algorithm against the formula of its paper, written out step by step in NumPy for a leaky tanh network."""
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from braintrace_algos import LearnerError, LearnerTypeError, compile
+from braintrace_primitives import matmul
+
+B, I, H, O, T = 2, 2, 3, 2, 5
+A = 0.7
+
+
+class LeakyTanh(brainstate.nn.Module):
+    """h = A h + (1 - A) tanh([x, h] W), read out by V."""
+
+    def __init__(self, diagonal=False):
+        super().__init__()
+        rng = np.random.default_rng(0)
+        recurrent = rng.normal(size=(H, H))
+        if diagonal:
+            recurrent = np.diag(np.diag(recurrent))
+        self.W = brainstate.ParamState(jnp.asarray(np.concatenate([rng.normal(size=(I, H)), recurrent]), jnp.float32))
+        self.V = brainstate.ParamState(jnp.asarray(rng.normal(size=(H, O)), jnp.float32))
+
+    def init_state(self, batch_size=None):
+        self.h = brainstate.HiddenState(jnp.zeros((H,) if batch_size is None else (batch_size, H)))
+
+    def update(self, x):
+        y = matmul(jnp.concatenate([x, self.h.value], -1), self.W.value)
+        self.h.value = A * self.h.value + (1 - A) * jnp.tanh(y)
+        return matmul(self.h.value, self.V.value)
+
+
+RNG = np.random.default_rng(1)
+XS, YS = RNG.normal(size=(T, B, I)), RNG.normal(size=(T, B, O))
+
+
+class Steps:
+    """The run of a `LeakyTanh`: per step the joint input, F, the error at the readout and the signal L."""
+
+    def __init__(self, model, feedback=None):
+        W, V = np.asarray(model.W.value, float), np.asarray(model.V.value, float)
+        back = V if feedback is None else np.asarray(feedback, float)
+        h, self.steps = np.zeros((B, H)), []
+        for x, target in zip(XS, YS, strict=True):
+            u = np.concatenate([x, h], -1)
+            s = np.tanh(u @ W)
+            h = A * h + (1 - A) * s
+            error = 2 * (h @ V - target)
+            self.steps.append((u, (1 - A) * (1 - s**2), error, error @ back.T))
+        self.W = W
+
+    def __iter__(self):
+        return iter(self.steps)
+
+
+def gradient(algorithm, model=None, batch=B, xs=XS, ys=YS, **options):
+    model = model or LeakyTanh()
+    call = options.pop("call", lambda learner, x: learner(x))
+    learner = compile(model, algorithm, jnp.zeros((batch, I)), batch_size=batch, **options)
+
+    def step(x, y):
+        return ((call(learner, x) - y) ** 2).sum()
+
+    grads = learner.etrace_grad(jnp.asarray(xs), jnp.asarray(ys), step_fn=step, reduction="sum")
+    return learner, model, {path[0]: np.asarray(g) for path, g in grads.items()}
+
+
+def traced(model, signal=lambda m, L: L, leak=lambda steps, F: np.full_like(F, A), kappa=0.0):
+    """sum_t signal · ē^t with e^t = leak e^{t-1} + F u, ē^t = κ ē^{t-1} + e^t."""
+    steps = Steps(model)
+    e = filtered = np.zeros((B, I + H, H))
+    total = np.zeros((I + H, H))
+    for u, F, _, L in steps:
+        e = leak(steps, F)[:, None, :] * e + u[:, :, None] * F[:, None, :]
+        filtered = kappa * filtered + e
+        total += np.einsum("bo,bio->io", signal(model, L), filtered)
+    return total
+
+
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5 * np.abs(expected).max())
+
+
+def test_e_prop():
+    _, model, grads = gradient("eprop")
+    close(grads["W"], traced(model))
+    _, model, filtered = gradient("eprop", kappa_filter_decay=0.6)
+    close(filtered["W"], traced(model, kappa=0.6))
+    close(filtered["V"], grads["V"])
+    assert np.abs(filtered["W"] - grads["W"]).max() > 0.1
+
+
+def test_e_prop_with_random_feedback():
+    learner, model, grads = gradient("eprop", feedback="random", random_feedback_key=jax.random.key(3))
+    (feedback,) = learner.plan.feedback.values()
+    assert feedback["weight"].shape == model.V.value.shape
+    expected, e = np.zeros((I + H, H)), np.zeros((B, I + H, H))
+    for u, F, _, L in Steps(model, feedback["weight"]):
+        e = A * e + u[:, :, None] * F[:, None, :]
+        expected += np.einsum("bo,bio->io", L, e)
+    close(grads["W"], expected)
+    close(grads["V"], gradient("eprop")[2]["V"])
+    with pytest.raises(LearnerTypeError, match="key"):
+        gradient("eprop", feedback="random")
+
+
+@pytest.mark.parametrize(("option", "a", "b"), [(0.8, 0.8, 0.8), (3, 0.5, 0.5), ((0.9, 0.3), 0.9, 0.3)])
+def test_pp_prop(option, a, b):
+    _, model, grads = gradient("pp_prop", decay_or_rank=option)
+    ex, ef, expected = np.zeros((B, I + H)), np.zeros((B, H)), np.zeros((I + H, H))
+    for n, (u, F, _, L) in enumerate(Steps(model), 1):
+        ex, ef = a * ex + u, b * A * ef + (1 - b) * F
+        expected += np.einsum("bi,bo->io", ex, L * ef / (1 - b**n))
+    close(grads["W"], expected)
+
+
+@pytest.mark.parametrize("option", [1.0, -0.1, 0, True, "0.9", (0.1, 0.2, 0.3)])
+def test_pp_prop_refuses_what_is_no_decay(option):
+    with pytest.raises(LearnerError, match="decay_or_rank"):
+        gradient("pp_prop", decay_or_rank=option)
+
+
+def test_ottt_and_its_regime_of_exactness():
+    _, model, grads = gradient("ottt", decay=0.4)
+    ex, expected = np.zeros((B, I + H)), np.zeros((I + H, H))
+    for u, F, _, L in Steps(model):
+        ex = 0.4 * ex + u
+        expected += np.einsum("bi,bo->io", ex, L * F)
+    close(grads["W"], expected)
+
+
+def test_ostl_without_memory_is_the_instantaneous_product():
+    _, model, grads = gradient("ostl_feedforward")
+    close(grads["W"], sum(np.einsum("bi,bo->io", u, L * F) for u, F, _, L in Steps(model)))
+
+
+def test_ostl_with_memory_keeps_the_influence_of_a_unit_on_itself():
+    _, model, grads = gradient("ostl_recurrent")
+    close(grads["W"], traced(model, leak=lambda steps, F: A + F * np.diag(steps.W[I:])))
+    _, model, diagonal = gradient("ostl_recurrent", LeakyTanh(diagonal=True))
+    exact = gradient("bptt", model)[2]["W"]
+    close(diagonal["W"][:I], exact[:I])
+    assert np.abs(grads["W"] - gradient("bptt")[2]["W"]).max() > 0.1
+
+
+def test_three_factors():
+    learner, model, grads = gradient("three_factor", modulator=0.3)
+    close(grads["W"], traced(model, signal=lambda m, L: np.full_like(L, 0.3)))
+    close(grads["V"], gradient("d_rtrl")[2]["V"])
+    learner.reset_state()
+    learner.modulator.value = jnp.asarray(-0.3)
+    again = learner.etrace_grad(XS, YS, step_fn=lambda x, y: ((learner(x) - y) ** 2).sum(), reduction="sum")
+    close(np.asarray(again["W",]), -grads["W"])
+
+
+def test_a_modulator_may_be_given_with_each_call():
+    learner, model, grads = gradient("three_factor", call=lambda learner, x: learner(x, modulator=x.sum()))
+    e, expected = np.zeros((B, I + H, H)), np.zeros((I + H, H))
+    for (u, F, _, _), x in zip(Steps(model), XS, strict=True):
+        e = A * e + u[:, :, None] * F[:, None, :]
+        expected += x.sum() * e.sum(0)
+    close(grads["W"], expected)
+    assert float(learner.modulator.value) == pytest.approx(XS[-1].sum(), rel=1e-5)
+
+
+def test_a_modulator_that_is_the_signal_gives_the_symmetric_rule():
+    model = LeakyTanh()
+    expected = gradient("eprop", model)[2]["W"]
+    signals = [L for *_, L in Steps(model)]
+    learner = compile(model, "three_factor", jnp.zeros((B, I)), batch_size=B, modulator=np.zeros((B, H)))
+
+    def step(x, y, m):
+        return ((learner(x, modulator=m) - y) ** 2).sum()
+
+    grads = learner.etrace_grad(XS, YS, np.stack(signals), step_fn=step, reduction="sum")
+    close(np.asarray(grads["W",]), expected)
+
+
+@pytest.mark.parametrize("options", [{"window": 1}, {"window": 3}, {"window": 2, "vmap": True}])
+def test_rtrl_is_exact(options):
+    expected = gradient("bptt")[2]
+    grads = gradient("rtrl", **options)[2]
+    close(grads["W"], expected["W"])
+    close(grads["V"], expected["V"])
+
+
+def test_rtrl_refuses_what_does_not_fit_with_the_numbers():
+    with pytest.raises(LearnerError, match="6 hidden units x 21 parameters"):
+        gradient("rtrl", limit=100)
+
+
+def test_snap_comes_closer_with_its_order():
+    expected = gradient("bptt")[2]["W"]
+    first, second = (gradient("snap", n=n)[2]["W"] for n in (1, 2))
+    close(second, expected)
+    assert np.abs(first - expected).max() > 0.05
+    with pytest.raises(LearnerError, match="order"):
+        gradient("snap", n=0)
+
+
+def test_snap_of_order_one_keeps_what_a_weight_drives():
+    """C of a weight into unit o lives on unit o; there it follows the whole diagonal, and q is full."""
+    _, model, grads = gradient("snap", n=1)
+    steps, V = Steps(model), np.asarray(model.V.value, float)
+    e, expected = np.zeros((B, I + H, H)), np.zeros((I + H, H))
+    for u, F, error, L in steps:
+        q = A * L + (L * F) @ steps.W[I:].T
+        expected += np.einsum("bo,bio->io", q, e) + np.einsum("bo,bi->io", L * F, u)
+        e = (A + F * np.diag(steps.W[I:]))[:, None, :] * e + u[:, :, None] * F[:, None, :]
+        assert L.shape == (error @ V.T).shape
+    close(grads["W"], expected)
+
+
+def test_uoro_is_unbiased_and_draws_fresh_noise():
+    expected = gradient("bptt", batch=1, xs=XS[:3, :1], ys=YS[:3, :1])[2]["W"]
+    model = LeakyTanh()
+    learner = compile(model, "uoro", jnp.zeros((1, I)), batch_size=1, key=1)
+    xs, ys = jnp.asarray(XS[:3, :1]), jnp.asarray(YS[:3, :1])
+
+    @brainstate.transform.jit
+    def sample():
+        learner.reset_state()
+        step = lambda x, y: ((learner(x) - y) ** 2).sum()  # noqa: E731
+        return learner.etrace_grad(xs, ys, step_fn=step, reduction="sum")[("W",)]
+
+    samples = np.stack([np.asarray(sample()) for _ in range(400)])
+    assert np.abs(samples[0] - samples[1]).max() > 1e-3
+    error = np.abs(samples.mean(0) - expected) / (samples.std(0) / np.sqrt(len(samples)) + 1e-6)
+    assert error.max() < 5
+    assert np.abs(gradient("tbptt", batch=1, xs=XS[:3, :1], ys=YS[:3, :1], window=1)[2]["W"] - expected).max() > 0.05
+
+
+def test_truncated_backpropagation_forgets_at_its_window():
+    expected = gradient("bptt")[2]["W"]
+    assert np.abs(gradient("tbptt", window=2)[2]["W"] - expected).max() > 0.05
+    close(gradient("tbptt", window=T)[2]["W"], expected)
