@@ -80,6 +80,15 @@ def partial_path():
     return cell(step, {"w": array(I, H), "u": array(H, H)})
 
 
+def moved_residual():
+    def step(m, x):
+        m.a.value = 0.9 * m.a.value + matmul(x, m.w.value)
+        m.b.value = 0.7 * m.b.value + jnp.roll(m.a.value, 1)
+        return m.b.value
+
+    return cell(step, a=array(H), b=array(H))
+
+
 def pooled(size):
     def step(m, x):
         m.v.value = 0.9 * m.v.value + jax.nn.softmax(matmul(x, m.w.value))[:H]
@@ -93,6 +102,9 @@ EMITTED = {
     "RELATION_EXCLUDED_NON_TEMPORAL": (leaky, ("out",), None),
     "RELATION_EXCLUDED_WEIGHT_TO_WEIGHT": (gated, ("wr",), ("h",)),
     "RELATION_EXCLUDED_NO_PARAMSTATE": (no_parameter, None, None),
+    "RELATION_EXCLUDED_SHAPE_MISMATCH": (lambda: pooled(H + 1), ("w",), ("v",)),
+    "RELATION_PARTIAL_PATH": (partial_path, ("w",), ("v",)),
+    "TRANSITION_TAIL_BOUNDED": (moved_residual, ("w",), ("b",)),
     "TIME_VARYING_WEIGHT": (time_varying, ("w",), None),
     "POSITION_MIXING": (mixing_feed, ("w",), ("v",)),
     "PLAIN_PARAMETER_TEMPORAL": (plain_parameter, ("tau",), ("v",)),

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from braintrace_compiler._jaxpr import (
     add_equation,
-    between,
     build_jaxpr,
     build_producer_map,
     eval_jaxpr,
@@ -15,9 +15,8 @@ from braintrace_compiler._jaxpr import (
     jit_body,
     name_literal_outputs,
     needed,
-    reached,
-    reaching,
     slice_program,
+    splice,
 )
 from braintrace_primitives._jax_compat import Literal, make_jaxpr_without_consts
 
@@ -43,34 +42,6 @@ def test_producers_are_the_computed_variables():
     assert not set(jaxpr.invars) & set(producers)
 
 
-def test_reached_and_reaching_follow_derivatives():
-    jaxpr, _ = program(chain, 1.0, 1.0)
-    x, y = jaxpr.invars
-    first, second = jaxpr.outvars
-    assert first in reached(jaxpr.eqns, [x])
-    assert second not in reached(jaxpr.eqns, [x])
-    assert y in reaching(jaxpr.eqns, [second])
-    assert x not in reaching(jaxpr.eqns, [second])
-
-
-def test_barriers_and_closed_variables_end_a_path():
-    jaxpr, _ = program(chain, 1.0, 1.0)
-    x, _ = jaxpr.invars
-    sin = jaxpr.eqns[0]
-    assert jaxpr.outvars[0] not in reached(jaxpr.eqns, [x], barrier=lambda eqn: eqn is sin)
-    assert x not in reaching(jaxpr.eqns, jaxpr.outvars, barrier=lambda eqn: eqn is sin)
-    closed = set(sin.outvars)
-    assert reached(jaxpr.eqns, [x], closed=closed) == {x}
-    assert x not in reaching(jaxpr.eqns, jaxpr.outvars, closed=closed)
-
-
-def test_integers_and_stop_gradient_carry_no_derivative():
-    jaxpr, _ = program(lambda x: (x.astype(int).astype(float), jax.lax.stop_gradient(x) * 2.0), 1.0)
-    assert reached(jaxpr.eqns, jaxpr.invars) & set(jaxpr.outvars) == set()
-    assert reached(jaxpr.eqns, jaxpr.invars, derivative=False) >= set(jaxpr.outvars)
-    assert reaching(jaxpr.eqns, jaxpr.outvars).isdisjoint(jaxpr.invars)
-
-
 def test_needed_stops_at_what_is_given():
     jaxpr, _ = program(chain, 1.0, 1.0)
     assert names(needed(jaxpr.eqns, [jaxpr.outvars[1]])) == ["cos", "log"]
@@ -83,16 +54,10 @@ def test_needed_keeps_side_effects():
     assert len(needed(jaxpr.eqns, [])) == 1
 
 
-def test_between_leaves_out_what_only_one_end_touches():
-    jaxpr, _ = program(chain, 1.0, 1.0)
-    assert names(between(jaxpr.eqns, [jaxpr.invars[0]], [jaxpr.outvars[0]])) == ["sin", "exp", "mul"]
-    assert between(jaxpr.eqns, [jaxpr.invars[0]], [jaxpr.outvars[1]]) == []
-
-
 def test_a_slice_names_what_it_needs_and_computes_the_same():
     jaxpr, _ = program(chain, 1.0, 1.0)
     x, out = jaxpr.invars[0], jaxpr.outvars[0]
-    part, outside = slice_program(jaxpr, between(jaxpr.eqns, [x], [out]), [x], [out])
+    part, outside = slice_program(jaxpr, [jaxpr.eqns[i] for i in (0, 2, 3)], [x], [out])
     assert outside == (jaxpr.eqns[1].outvars[0],)
     (value,) = eval_jaxpr(part, 0.3, jnp.cos(0.7))
     np.testing.assert_allclose(value, chain(0.3, 0.7)[0], rtol=1e-6)
@@ -128,6 +93,16 @@ def test_literal_outputs_become_constants():
     assert not isinstance(named.outvars[1], Literal)
     assert [float(v) for v in eval_jaxpr(named, *values, 5.0)] == [5.0, 2.0]
     assert name_literal_outputs(named, values) == (named, values)
+
+
+def test_splicing_plain_functions():
+    jaxpr, _ = program(lambda a, b: a, jnp.ones(3), 2.0)
+    eqns, (total, low) = splice(lambda a, b: (jnp.sin(a) + b, a.min()), *jaxpr.invars)
+    whole = build_jaxpr(jaxpr.invars, [total, low], eqns, like=jaxpr)
+    np.testing.assert_allclose(eval_jaxpr(whole, jnp.ones(3), 2.0)[0], jnp.sin(jnp.ones(3)) + 2.0, rtol=1e-6)
+    table = jnp.arange(3.0)
+    with pytest.raises(ValueError, match="arguments"):
+        splice(lambda a: a + table, jaxpr.invars[0])
 
 
 def test_an_added_equation_adds():

@@ -14,7 +14,7 @@ from braintrace_compiler import (
     trace_var_to_param,
 )
 from braintrace_compiler._jaxpr import eval_jaxpr
-from braintrace_compiler._relations import find_marked_operations, make_weight_program
+from braintrace_compiler._operations import find_marked_operations, make_weight_program
 from braintrace_primitives import element_wise, matmul
 
 

@@ -1,14 +1,19 @@
 """What a strict gradient leaves out, read off the structure of the step (semantics, section 5)."""
 
 import enum
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ._hidden_groups import HiddenGroup, is_marked
-from ._jaxpr import Var, reached, reads
+from ._flow import influence, join_bits, numbers, seeds_of
+from ._hidden_groups import HiddenGroup, recurrent_operations
+from ._jaxpr import Var
 from ._module_info import ModuleInfo
-from ._perturbation import recurrent_operations
-from ._relations import FeedKind, HiddenParamOpRelation, LocalTransition, MarkedOperation
+from ._operations import MarkedOperation
+from ._reach import reach_of
+from ._relations import HiddenParamOpRelation
+from ._transitions import FeedKind, LocalTransition
 
 
 class Omission(enum.Enum):
@@ -51,49 +56,48 @@ def certify(
     transitions: Sequence[LocalTransition],
 ) -> tuple[Certificate, ...]:
     """The certificate of each marked operation, in the order of `operations`."""
-    mixing = {g.index: bool(recurrent_operations(minfo, g)) for g in groups}
-    remembering = {t.group.index for t in transitions if t.remembers or mixing[t.group.index]}
-    remembered = {v for g in groups if g.index in remembering for v in g.hidden_outvars}
-    driven = _driven_groups(minfo, groups)
+    mixing = _union(recurrent_operations(minfo, groups).values())
+    remembering = _bits(t.group.index for t in transitions if t.remembers) | mixing
+    driven = driven_groups(minfo, groups)
     relation_of = {r.y_var: r for r in relations}
-    mixed = {t.group.index for t in transitions if t.mixes}
+    reach = reach_of(minfo, operations, {r.y_var: r.hidden_groups for r in relations})
+    mixed = _bits(t.group.index for t in transitions if t.mixes)
 
     certificates = []
-    for operation in operations:
+    for k, operation in enumerate(operations):
         relation = relation_of.get(operation.y_var)
-        own = relation.hidden_groups if relation else ()
+        own = _bits(g.index for g in relation.hidden_groups) if relation else 0
         found = []
-        if any(mixing[g.index] for g in own):
+        if own & mixing:
             found.append(Omission.RECURRENT_MIXING)
-        if any(other in remembering for g in own for other in driven[g.index]):
+        if _union(driven[g] for g in numbers(own)) & remembering:
             found.append(Omission.DOWNSTREAM_MEMORY)
-        if _reached_across(minfo, operation, own) & remembered:
+        across = _groups_at(reach.around, groups, k) | _groups_at(reach.crossing, groups, k) & own
+        if across & remembering:
             found.append(Omission.THROUGH_ANOTHER_OP)
-        if relation and (
-            any(g.index in mixed for g in own) or any(f.kind is FeedKind.DIAGONAL for f in relation.feeds)
-        ):
+        unmatched = _groups_at(reach.apart, groups, k) & ~own & remembering
+        if own & mixed or unmatched or (relation and any(f.kind is FeedKind.DIAGONAL for f in relation.feeds)):
             found.append(Omission.POSITION_MIXING)
         certificates.append(Certificate(operation, tuple(found)))
     return tuple(certificates)
 
 
-def _driven_groups(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> dict[int, set[int]]:
-    """The other groups that each group reaches, within a step or from the last one."""
-    driven = {}
-    for group in groups:
-        downstream = reached(minfo.jaxpr.eqns, [*group.hidden_invars, *group.hidden_outvars])
-        driven[group.index] = {
-            g.index for g in groups if g is not group and any(v in downstream for v in g.hidden_outvars)
-        }
-    return driven
+def driven_groups(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> list[int]:
+    """The other groups that each group reaches, within a step or from the last one, as bits."""
+    seeds = seeds_of([*g.hidden_invars, *g.hidden_outvars] for g in groups)
+    reached = influence(minfo.jaxpr.eqns, seeds)
+    sources = [join_bits(reached, g.hidden_outvars) for g in groups]
+    return [_bits(t for t, bits in enumerate(sources) if t != g and bits >> g & 1) for g in range(len(groups))]
 
 
-def _reached_across(minfo: ModuleInfo, operation: MarkedOperation, own: Sequence[HiddenGroup]) -> set[Var]:
-    """What the operation reaches through another ETP operation without passing a new state of its own groups."""
-    eqns = minfo.jaxpr.eqns
-    closed = {v for g in own for v in g.hidden_outvars}
-    if operation.y_var in closed:
-        return set()
-    direct = reached(eqns, [operation.y_var], barrier=is_marked, closed=closed)
-    crossed = [v for eqn in eqns if is_marked(eqn) and any(u in direct for u in reads(eqn)) for v in eqn.outvars]
-    return reached(eqns, crossed)
+def _groups_at(found: Mapping[Var, int], groups: Sequence[HiddenGroup], k: int) -> int:
+    """The groups whose new states operation `k` reaches."""
+    return _bits(g.index for g in groups if join_bits(found, g.hidden_outvars) >> k & 1)
+
+
+def _bits(indices: Iterable[int]) -> int:
+    return _union(1 << i for i in indices)
+
+
+def _union(sets: Iterable[int]) -> int:
+    return functools.reduce(operator.or_, sets, 0)

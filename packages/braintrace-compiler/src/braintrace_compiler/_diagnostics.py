@@ -43,6 +43,9 @@ class DiagnosticKind(enum.Enum):
     RELATION_PARTIAL_PATH = "relation_partial_path"
     """A traced weight reaches its group also through another ETP operation: that part is same-step only."""
 
+    TRANSITION_TAIL_BOUNDED = "transition_tail_bounded"
+    """A traced operation reaches another group only through new states of its own: its trace ends there."""
+
     TIME_VARYING_WEIGHT = "time_varying_weight"
     """The weight an ETP operation sees depends on data or state: same-step gradient."""
 

@@ -5,12 +5,14 @@ from typing import Any
 
 import brainstate
 
+from ._certificate import driven_groups
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
+from ._flow import influence, join_bits, numbers, seeds_of
 from ._hidden_groups import HiddenGroup
-from ._jaxpr import reached
 from ._module_info import ModuleInfo
 from ._perturbation import HiddenPerturbation
-from ._relations import FeedKind, HiddenParamOpRelation
+from ._relations import HiddenParamOpRelation
+from ._transitions import FeedKind
 
 
 def structural_findings(
@@ -45,12 +47,10 @@ def _merged_groups(groups: Sequence[HiddenGroup]) -> Iterator[CompilationRecord]
 
 
 def _cross_group_memory(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> Iterator[CompilationRecord]:
-    for source in perturbation.transitions:
-        downstream = reached(minfo.jaxpr.eqns, [*source.group.hidden_invars, *source.group.hidden_outvars])
-        for target in perturbation.transitions:
-            if target is source or not target.remembers:
-                continue
-            if any(v in downstream for v in target.group.hidden_outvars):
+    driven = driven_groups(minfo, [t.group for t in perturbation.transitions])
+    for source, reached in zip(perturbation.transitions, driven, strict=True):
+        for target in (perturbation.transitions[g] for g in numbers(reached)):
+            if target.remembers:
                 yield CompilationRecord(
                     DiagnosticKind.CROSS_GROUP_MEMORY,
                     DiagnosticLevel.INFO,
@@ -96,9 +96,10 @@ def _plain_parameters(
     first = len(minfo.out_outvars)
     outputs = iter(program.outvars[first:])
     new = {s.path: [next(outputs) for _ in s.outvars] for s in minfo.states}
-    for parameter in minfo.parameters:
-        downstream = reached(program.eqns, parameter.invars)
-        fed = tuple(s.path for s in minfo.hidden if any(v in downstream for v in new[s.path]))
+    feeding = influence(program.eqns, seeds_of(p.invars for p in minfo.parameters))
+    into = {s.path: join_bits(feeding, new[s.path]) for s in minfo.hidden}
+    for k, parameter in enumerate(minfo.parameters):
+        fed = tuple(path for path, bits in into.items() if bits >> k & 1)
         if fed and parameter.path not in told:
             yield CompilationRecord(
                 DiagnosticKind.PLAIN_PARAMETER_TEMPORAL,

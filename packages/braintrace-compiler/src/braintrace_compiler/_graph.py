@@ -9,7 +9,7 @@ from ._findings import structural_findings
 from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo
 from ._module_info import ModuleInfo, extract_module_info
 from ._perturbation import HiddenPerturbation, perturb
-from ._relations import HiddenParamOpRelation, find_marked_operations, find_relations
+from ._relations import HiddenParamOpRelation, find_relations
 from ._report import CompilationReport, make_report
 
 
@@ -121,11 +121,10 @@ def compile_etrace_graph(model: Callable[..., Any], *args: Any) -> ETraceGraph:
     """
     minfo = extract_module_info(model, *args)
     groups, hid_path_to_group = find_hidden_groups_from_minfo(minfo)
-    relations, transitions, records = find_relations(minfo, groups)
-    operations, _ = find_marked_operations(minfo)
-    perturbation = perturb(minfo, groups, operations, transitions)
-    told = {r.weight_path for r in records if r.kind is DiagnosticKind.TIME_VARYING_WEIGHT}
-    records = (*records, *structural_findings(model, minfo, groups, relations, perturbation, told))
-    graph = ETraceGraph(minfo, groups, hid_path_to_group, relations, perturbation, records)
+    found = find_relations(minfo, groups)
+    perturbation = perturb(minfo, groups, found.operations, found.transitions)
+    told = {r.weight_path for r in found.records if r.kind is DiagnosticKind.TIME_VARYING_WEIGHT}
+    records = (*found.records, *structural_findings(model, minfo, groups, found.relations, perturbation, told))
+    graph = ETraceGraph(minfo, groups, hid_path_to_group, found.relations, perturbation, records)
     emit_warnings(records)
     return graph

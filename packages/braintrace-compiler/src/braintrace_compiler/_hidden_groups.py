@@ -1,17 +1,16 @@
 """Stage 2: which hidden states exchange information position by position."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import brainstate
 import numpy as np
 
-from braintrace_primitives import is_etp_primitive
-
 from ._diagnostics import Path
-from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, between, reached, slice_program
+from ._flow import between, dependence, influence, is_marked, join_bits, numbers, seeds_of
+from ._jaxpr import Jaxpr, JaxprEqn, Var, reads, slice_program
 from ._module_info import ModuleInfo, StateInfo
-from ._positions import propagate_targets
+from ._positions import NONE, propagate_targets
 
 
 class HiddenGroup(NamedTuple):
@@ -30,6 +29,8 @@ class HiddenGroup(NamedTuple):
         `transition_jaxpr_constvars`.
     transition_jaxpr_constvars : tuple of Var
         What the transition needs from the rest of the step.
+    widths : tuple of int or None
+        How many of the S states each hidden state holds along its last axis; None for one without such an axis.
     """
 
     index: int
@@ -39,26 +40,58 @@ class HiddenGroup(NamedTuple):
     hidden_outvars: tuple[Var, ...]
     transition_jaxpr: Jaxpr
     transition_jaxpr_constvars: tuple[Var, ...]
+    widths: tuple[int | None, ...]
 
     @property
     def num_state(self) -> int:
         """S, the number of states at each position."""
-        return len(self.hidden_paths)
+        return sum(1 if width is None else width for width in self.widths)
 
     @property
     def varshape(self) -> tuple[int, ...]:
         """Shape of the positions, the batch axis included."""
-        return tuple(self.hidden_invars[0].aval.shape)
+        shape = tuple(self.hidden_invars[0].aval.shape)
+        return shape if self.widths[0] is None else shape[:-1]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """The number of each position."""
+        return np.arange(int(np.prod(self.varshape))).reshape(self.varshape)
+
+    def positions_of(self, var: Any) -> np.ndarray:
+        """The position of each element of a hidden state of the group."""
+        return position_numbers(self.varshape, var.aval.shape)
+
+    def split(self, values: Sequence[Any]) -> list[Any]:
+        """Values given for each hidden state, as values for each of the S states of a position.
+
+        Parameters
+        ----------
+        values : sequence of array
+            Of shape (..., *shape of the hidden state).
+
+        Returns
+        -------
+        list of array
+            S arrays of shape (..., *varshape).
+        """
+        return [part for value, width in zip(values, self.widths, strict=True) for part in columns(value, width)]
 
 
-def is_marked(eqn: JaxprEqn) -> bool:
-    """Whether `eqn` is an ETP operation."""
-    return is_etp_primitive(eqn.primitive)
+def columns(value: Any, width: int | None) -> list[Any]:
+    """The states that a hidden state of this width holds along its last axis."""
+    return [value] if width is None else [value[..., k] for k in range(width)]
 
 
-def new_states(groups: Sequence[HiddenGroup]) -> set[Var]:
-    """The variables of h^t of all `groups`."""
-    return {v for g in groups for v in g.hidden_outvars if not isinstance(v, Literal)}
+def position_numbers(varshape: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """The position of each element of a hidden state of `shape`, which may have one more axis for several states."""
+    numbered = np.arange(int(np.prod(varshape))).reshape(varshape)
+    return np.broadcast_to(numbered if len(shape) == len(varshape) else numbered[..., None], shape)
+
+
+def new_states_elsewhere(groups: Sequence[HiddenGroup]) -> dict[Var, int]:
+    """For the variable of each h^t, the bits of the groups that it does not belong to."""
+    return {v: ~bits for v, bits in seeds_of(g.hidden_outvars for g in groups).items()}
 
 
 def find_hidden_groups_from_minfo(
@@ -83,41 +116,58 @@ def find_hidden_groups_from_minfo(
 
     def root(i: int) -> int:
         while leader[i] != i:
+            leader[i] = leader[leader[i]]
             i = leader[i]
         return i
 
-    for i, source in enumerate(hidden):
-        downstream = reached(minfo.jaxpr.eqns, source.invars, barrier=is_marked)
-        for j, target in enumerate(hidden):
-            if root(i) != root(j) and target.outvars[0] in downstream and _keeps_positions(minfo, source, target):
-                first, second = sorted((root(i), root(j)))
-                leader[second] = first
+    for i, j in _exchanges(minfo):
+        first, second = sorted((root(i), root(j)))
+        leader[second] = first
 
     members: dict[int, list[StateInfo]] = {}
     for i, state in enumerate(hidden):
         members.setdefault(root(i), []).append(state)
-    groups = tuple(_make_group(minfo, index, states) for index, states in enumerate(members.values()))
+    groups = _make_groups(minfo, list(members.values()))
     return groups, {path: group for group in groups for path in group.hidden_paths}
 
 
-def _keeps_positions(minfo: ModuleInfo, source: StateInfo, target: StateInfo) -> bool:
-    """Whether h^{t-1} of `source` reaches h^t of `target`, and only at equal positions."""
-    h_in, h_out = source.invars[0], target.outvars[0]
-    if h_in.aval.shape != h_out.aval.shape:
-        return False
-    if h_in is h_out:
-        return True
-    eqns = between(minfo.jaxpr.eqns, [h_in], [h_out], barrier=is_marked)
-    program, _ = slice_program(minfo.jaxpr, eqns, [h_in], [h_out])
-    own = np.arange(h_out.aval.size).reshape(h_out.aval.shape)
-    label = propagate_targets(program, [own], known=minfo.constants())[0]
-    return label is not None and bool(np.all((label == own) | (label == -1))) and bool(np.any(label == own))
+def _exchanges(minfo: ModuleInfo) -> list[tuple[int, int]]:
+    """Pairs (i, j) of hidden states where h^{t-1} of i reaches h^t of j, and only at equal positions."""
+    hidden, eqns = minfo.hidden, minfo.jaxpr.eqns
+    ahead = influence(eqns, seeds_of(s.invars for s in hidden), barrier=is_marked)
+    behind = dependence(eqns, seeds_of(s.outvars for s in hidden), barrier=is_marked)
+    paths = between(eqns, dict.fromkeys(ahead, -1), behind)
+    known = minfo.constants()
+    pairs = []
+    for j, target in enumerate(hidden):
+        sources = [i for i in numbers(ahead.get(target.outvars[0], 0)) if i != j]
+        sources = [i for i in sources if hidden[i].varshape == target.varshape]
+        if not sources:
+            continue
+        h_in = [hidden[i].invars[0] for i in sources]
+        program, _ = slice_program(minfo.jaxpr, paths.get(j, []), h_in, target.outvars)
+        own = position_numbers(target.varshape, target.outvars[0].aval.shape)
+        labels = propagate_targets(program, [own], known=known)
+        pairs += [(i, j) for i, label in zip(sources, labels, strict=False) if _keeps_positions(hidden[i], label)]
+    return pairs
 
 
-def _make_group(minfo: ModuleInfo, index: int, states: Sequence[StateInfo]) -> HiddenGroup:
+def _keeps_positions(source: StateInfo, label: np.ndarray) -> bool:
+    own = position_numbers(source.varshape, label.shape)
+    return bool(np.all((label == own) | (label == NONE)) and np.any(label == own))
+
+
+def _make_groups(minfo: ModuleInfo, members: Sequence[Sequence[StateInfo]]) -> tuple[HiddenGroup, ...]:
+    eqns = minfo.jaxpr.eqns
+    ahead = influence(eqns, seeds_of([s.invars[0] for s in states] for states in members))
+    behind = dependence(eqns, seeds_of([s.outvars[0] for s in states] for states in members))
+    paths = between(eqns, ahead, behind)
+    return tuple(_make_group(minfo, k, states, paths.get(k, [])) for k, states in enumerate(members))
+
+
+def _make_group(minfo: ModuleInfo, index: int, states: Sequence[StateInfo], eqns: Sequence[JaxprEqn]) -> HiddenGroup:
     invars = tuple(s.invars[0] for s in states)
     outvars = tuple(s.outvars[0] for s in states)
-    eqns = between(minfo.jaxpr.eqns, invars, outvars)
     transition, constvars = slice_program(minfo.jaxpr, eqns, invars, outvars)
     return HiddenGroup(
         index,
@@ -127,4 +177,16 @@ def _make_group(minfo: ModuleInfo, index: int, states: Sequence[StateInfo]) -> H
         outvars,
         transition,
         constvars,
+        tuple(s.width for s in states),
     )
+
+
+def recurrent_operations(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> dict[Var, int]:
+    """For each ETP operation, named by its output, the groups whose h^{t-1} leads through it to their new states."""
+    eqns = minfo.jaxpr.eqns
+    ahead = influence(eqns, seeds_of(g.hidden_invars for g in groups))
+    behind = dependence(eqns, seeds_of(g.hidden_outvars for g in groups))
+    found = {
+        eqn.outvars[0]: join_bits(ahead, reads(eqn)) & behind.get(eqn.outvars[0], 0) for eqn in eqns if is_marked(eqn)
+    }
+    return {v: bits for v, bits in found.items() if bits}

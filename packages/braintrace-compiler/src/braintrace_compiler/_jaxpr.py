@@ -4,7 +4,8 @@ A *program* here is a `Jaxpr` without constants: constants were lifted to leadin
 needs is an input. Programs are never changed; every function returns new ones.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -22,7 +23,6 @@ from braintrace_primitives._jax_compat import (
     jit_p,
     make_jaxpr_without_consts,
     source_line,
-    stop_gradient_p,
     sub_jaxprs,
 )
 
@@ -32,22 +32,21 @@ __all__ = [
     "Literal",
     "Var",
     "add_equation",
-    "between",
     "bodies",
     "build_jaxpr",
     "build_producer_map",
-    "differentiable",
+    "emit",
     "eval_jaxpr",
     "fresh_var",
     "inline",
     "jit_body",
     "name_literal_outputs",
     "needed",
-    "reached",
-    "reaching",
     "reads",
+    "resolve",
     "slice_program",
     "source_line",
+    "splice",
     "sub_program",
 ]
 
@@ -62,59 +61,6 @@ def build_producer_map(jaxpr: Jaxpr) -> dict[Var, JaxprEqn]:
     return {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars if not isinstance(v, DropVar)}
 
 
-def differentiable(var: Any) -> bool:
-    """Whether derivatives flow through `var`: integers and booleans carry none."""
-    return jnp.issubdtype(var.aval.dtype, jnp.inexact)
-
-
-def reached(
-    eqns: Iterable[JaxprEqn],
-    sources: Iterable[Var],
-    *,
-    barrier: Callable[[JaxprEqn], bool] = lambda eqn: False,
-    closed: Container[Var] = (),
-    derivative: bool = True,
-) -> set[Var]:
-    """Variables that `sources` influence, the sources included.
-
-    Parameters
-    ----------
-    eqns : iterable of JaxprEqn
-        In evaluation order.
-    sources : iterable of Var
-    barrier : callable
-        Equations that nothing passes.
-    closed : container of Var
-        Variables that are not entered, and so not passed either.
-    derivative : bool
-        Follow derivatives only (integers, booleans and ``stop_gradient`` end a path), or any dependence.
-    """
-    found = set(sources)
-    for eqn in eqns:
-        if barrier(eqn) or (derivative and eqn.primitive is stop_gradient_p):
-            continue
-        if any(v in found for v in reads(eqn)):
-            found.update(v for v in eqn.outvars if v not in closed and not (derivative and not differentiable(v)))
-    return found
-
-
-def reaching(
-    eqns: Sequence[JaxprEqn],
-    targets: Iterable[Var],
-    *,
-    barrier: Callable[[JaxprEqn], bool] = lambda eqn: False,
-    closed: Container[Var] = (),
-) -> set[Var]:
-    """Variables with a derivative path to `targets`, the targets included; see `reached`."""
-    found = set(targets)
-    for eqn in reversed(eqns):
-        if barrier(eqn) or eqn.primitive is stop_gradient_p:
-            continue
-        if any(v in found and v not in closed and differentiable(v) for v in eqn.outvars):
-            found.update(v for v in reads(eqn) if differentiable(v))
-    return found
-
-
 def needed(eqns: Sequence[JaxprEqn], targets: Iterable[Any], given: Container[Var] = ()) -> list[JaxprEqn]:
     """The equations that `targets` need, in order, when the variables in `given` are already known.
 
@@ -126,27 +72,6 @@ def needed(eqns: Sequence[JaxprEqn], targets: Iterable[Any], given: Container[Va
         if eqn.effects or any(v in wanted for v in eqn.outvars):
             kept.append(eqn)
             wanted.update(v for v in reads(eqn) if v not in given)
-    return kept[::-1]
-
-
-def between(
-    eqns: Sequence[JaxprEqn],
-    sources: Sequence[Var],
-    targets: Sequence[Any],
-    *,
-    barrier: Callable[[JaxprEqn], bool] = lambda eqn: False,
-    closed: Container[Var] = (),
-) -> list[JaxprEqn]:
-    """The equations on some derivative path from `sources` to `targets`, in order."""
-    downstream = reached(eqns, sources, barrier=barrier, closed=closed)
-    given = set(sources)
-    wanted = {v for v in targets if not isinstance(v, Literal) and v not in given}
-    kept = []
-    for eqn in reversed(eqns):
-        if not any(v in wanted and v in downstream for v in eqn.outvars):
-            continue
-        kept.append(eqn)
-        wanted.update(v for v in reads(eqn) if v in downstream and v not in given)
     return kept[::-1]
 
 
@@ -197,10 +122,7 @@ def inline(
     lifted: list[tuple[Var, Any]] = []
     eqns: list[JaxprEqn] = []
 
-    def resolve(env: dict[Var, Any], v: Any) -> Any:
-        return v if isinstance(v, Literal) else env.get(v, v)
-
-    def emit(body: Sequence[JaxprEqn], env: dict[Var, Any], rename: bool) -> None:
+    def walk(body: Sequence[JaxprEqn], env: dict[Var, Any], rename: bool) -> None:
         for eqn in body:
             invars = [resolve(env, v) for v in eqn.invars]
             name = transparent(eqn)
@@ -209,7 +131,7 @@ def inline(
                 constants = [fresh_var(v.aval) for v in inner.invars[: len(values)]]
                 lifted.extend(zip(constants, values, strict=True))
                 local = dict(zip(inner.invars, [*constants, *invars], strict=True))
-                emit(inner.eqns, local, True)
+                walk(inner.eqns, local, True)
                 env.update(zip(eqn.outvars, [resolve(local, v) for v in inner.outvars], strict=True))
                 continue
             outvars = eqn.outvars
@@ -219,7 +141,7 @@ def inline(
             eqns.append(eqn.replace(invars=invars, outvars=outvars))
 
     env: dict[Var, Any] = {}
-    emit(jaxpr.eqns, env, False)
+    walk(jaxpr.eqns, env, False)
     outvars = [resolve(env, v) for v in jaxpr.outvars]
     kept = needed(eqns, outvars)
     used = {v for eqn in kept for v in reads(eqn)} | {v for v in outvars if not isinstance(v, Literal)}
@@ -240,8 +162,46 @@ def name_literal_outputs(jaxpr: Jaxpr, consts: Sequence[Any]) -> tuple[Jaxpr, li
 
 def add_equation(a: Var, b: Var, out: Var) -> JaxprEqn:
     """The equation ``out = a + b``."""
-    template = jax.make_jaxpr(jax.lax.add)(a.aval, b.aval).eqns[0]
-    return template.replace(invars=[a, b], outvars=[out])
+    return _addition(a.aval, b.aval).replace(invars=[a, b], outvars=[out])
+
+
+@lru_cache(maxsize=256)
+def _addition(a: Any, b: Any) -> JaxprEqn:
+    return jax.make_jaxpr(jax.lax.add)(a, b).eqns[0]
+
+
+def splice(function: Callable[..., Any], *atoms: Any) -> tuple[list[JaxprEqn], list[Any]]:
+    """The equations of ``function(*atoms)`` in plain JAX, and the atoms of its results.
+
+    Raises
+    ------
+    ValueError
+        If `function` closes over arrays.
+    """
+    program, consts = make_jaxpr_without_consts(jax.make_jaxpr(function)(*(_like(a) for a in atoms)))
+    if consts:
+        raise ValueError("A spliced function must take its arrays as arguments.")
+    env = dict(zip(program.invars, atoms, strict=True))
+    eqns: list[JaxprEqn] = []
+    emit(eqns, program.eqns, env)
+    return eqns, [resolve(env, v) for v in program.outvars]
+
+
+def _like(atom: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, weak_type=atom.aval.weak_type)
+
+
+def resolve(env: Mapping[Var, Any], v: Any) -> Any:
+    """What `env` says of an atom; a literal, or a variable it does not know, is itself."""
+    return v if isinstance(v, Literal) else env.get(v, v)
+
+
+def emit(eqns: list[JaxprEqn], body: Iterable[JaxprEqn], env: dict[Var, Any]) -> None:
+    """Append copies of the equations of `body` under fresh names; `env` maps old names to new atoms."""
+    for eqn in body:
+        outvars = [v if isinstance(v, DropVar) else fresh_var(v.aval) for v in eqn.outvars]
+        eqns.append(eqn.replace(invars=[resolve(env, v) for v in eqn.invars], outvars=outvars))
+        env.update(zip(eqn.outvars, outvars, strict=True))
 
 
 def jit_body(eqn: JaxprEqn) -> str | None:

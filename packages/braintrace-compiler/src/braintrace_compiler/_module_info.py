@@ -47,6 +47,17 @@ class StateInfo(NamedTuple):
     invars: tuple[Var, ...]
     outvars: tuple[Any, ...]
 
+    @property
+    def width(self) -> int | None:
+        """How many states a hidden state holds along its last axis; None for one without such an axis."""
+        return self.invars[0].aval.shape[-1] if isinstance(self.state, brainstate.HiddenGroupState) else None
+
+    @property
+    def varshape(self) -> tuple[int, ...]:
+        """Shape of the positions of a hidden state."""
+        shape = tuple(self.invars[0].aval.shape)
+        return shape if self.width is None else shape[:-1]
+
 
 class ModuleInfo(NamedTuple):
     """One step of a model as a program, ``(constants, arguments, states) -> (outputs, new states)``.

@@ -12,7 +12,7 @@ that group's new states (recurrent mixing). The cone above such an operand is ev
 zero perturbations both evaluations are one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import brainstate
@@ -20,29 +20,13 @@ import brainstate
 from braintrace_primitives._jax_compat import DropVar
 
 from ._diagnostics import Path
-from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo, is_marked
-from ._jaxpr import (
-    Jaxpr,
-    JaxprEqn,
-    Literal,
-    Var,
-    add_equation,
-    build_jaxpr,
-    fresh_var,
-    reached,
-    reaching,
-    reads,
-)
+from ._flow import influence
+from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo, recurrent_operations
+from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, add_equation, build_jaxpr, fresh_var
 from ._module_info import ModuleInfo
-from ._relations import (
-    LocalTransition,
-    MarkedOperation,
-    find_local_transition,
-    find_marked_operations,
-    make_weight_program,
-)
-
-_NONE: frozenset[int] = frozenset()
+from ._operations import MarkedOperation, make_weight_program
+from ._relations import find_relations
+from ._transitions import LocalTransition
 
 
 class PerturbedStep(NamedTuple):
@@ -112,9 +96,8 @@ def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
     HiddenPerturbation
     """
     groups, _ = find_hidden_groups_from_minfo(minfo)
-    operations, _ = find_marked_operations(minfo)
-    transitions = [find_local_transition(minfo, group, groups, operations)[0] for group in groups]
-    return perturb(minfo, groups, operations, transitions)
+    found = find_relations(minfo, groups)
+    return perturb(minfo, groups, found.operations, found.transitions)
 
 
 def perturb(
@@ -127,7 +110,8 @@ def perturb(
     hidden = minfo.hidden
     rewriter = _Rewriter(minfo, groups, operations)
     inputs = [op.x_var for op in operations if op.x_var is not None]
-    wanted = [*inputs, *(v for t in transitions for v in (*t.group.hidden_invars, *t.y_vars, *t.constvars))]
+    whole = [v for t in transitions for v in (*t.group.hidden_invars, *t.group.transition_jaxpr_constvars)]
+    wanted = [*inputs, *whole, *(v for t in transitions for v in (*t.y_vars, *t.constvars))]
     observed = tuple(dict.fromkeys(v for v in wanted if not isinstance(v, Literal)))
     return HiddenPerturbation(
         tuple(rewriter.new),
@@ -136,38 +120,26 @@ def perturb(
         tuple(rewriter.previous),
         tuple(rewriter.deltas),
         tuple(operations),
-        rewriter.rewrite(_recurrent_cuts(minfo, groups), observed),
+        rewriter.rewrite(recurrent_operations(minfo, groups), observed),
         rewriter.rewrite({}, observed),
         tuple(transitions),
         make_weight_program(minfo, operations),
     )
 
 
-def recurrent_operations(minfo: ModuleInfo, group: HiddenGroup) -> list[JaxprEqn]:
-    """The ETP operations through which h^{t-1} of `group` reaches the group's new states."""
-    upstream = reaching(minfo.jaxpr.eqns, group.hidden_outvars)
-    downstream = reached(minfo.jaxpr.eqns, group.hidden_invars)
-    return [
-        eqn
-        for eqn in minfo.jaxpr.eqns
-        if is_marked(eqn) and eqn.outvars[0] in upstream and any(v in downstream for v in reads(eqn))
-    ]
-
-
-def _recurrent_cuts(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> dict[Var, frozenset[int]]:
-    """For each ETP operation, named by its output, the groups whose h^{t-1} it sees unperturbed."""
-    cuts: dict[Var, frozenset[int]] = {}
-    for group in groups:
-        for eqn in recurrent_operations(minfo, group):
-            cuts[eqn.outvars[0]] = cuts.get(eqn.outvars[0], _NONE) | {group.index}
-    return cuts
-
-
 class _View(NamedTuple):
-    """How a reader sees a variable: which groups' perturbations are hidden from it."""
+    """How a reader sees a variable: the groups, as bits, whose perturbations are hidden from it.
 
-    cut: frozenset[int] = _NONE
-    inside: frozenset[int] = _NONE
+    Attributes
+    ----------
+    cut : int
+        Groups whose h^{t-1} is unperturbed.
+    inside : int
+        Groups whose transition the reader belongs to, so that their new states are unperturbed.
+    """
+
+    cut: int = 0
+    inside: int = 0
 
 
 class _Rewriter:
@@ -191,32 +163,19 @@ class _Rewriter:
         for state, delta in zip(hidden, self.new, strict=True):
             if state.outvars[0] not in inputs:
                 self.leaves.setdefault(state.outvars[0], []).append((group_of[state.path], delta))
-        self.behind_previous, self.behind_new = self._ancestry()
-
-    def _ancestry(self) -> tuple[dict[Var, frozenset[int]], dict[Var, frozenset[int]]]:
-        """Groups whose previous states, and whose new states, each variable depends on."""
-        previous = {v: frozenset({g}) for v, (g, _) in self.enters.items()}
-        new: dict[Var, frozenset[int]] = {}
-        for eqn in self.minfo.jaxpr.eqns:
-            read = list(reads(eqn))
-            behind_previous = _NONE.union(*(previous.get(v, _NONE) for v in read))
-            behind_new = _NONE.union(*(new.get(v, _NONE) for v in read))
-            for v in eqn.outvars:
-                if behind_previous:
-                    previous[v] = behind_previous
-                own = behind_new.union(g for g, _ in self.leaves.get(v, ()))
-                if own:
-                    new[v] = own
-        return previous, new
+        eqns = minfo.jaxpr.eqns
+        self.behind_previous = influence(eqns, {v: 1 << g for v, (g, _) in self.enters.items()}, derivative=False)
+        new = {v: _groups_of(leaves) for v, leaves in self.leaves.items()}
+        self.behind_new = influence(eqns, new, derivative=False)
 
     def _view(self, v: Var, view: _View) -> _View:
-        return _View(view.cut & self.behind_previous.get(v, _NONE), view.inside & self.behind_new.get(v, _NONE))
+        return _View(view.cut & self.behind_previous.get(v, 0), view.inside & self.behind_new.get(v, 0))
 
     def _below(self, v: Var, view: _View) -> _View:
         """The view that the computation of `v` itself takes of its operands."""
-        return _View(view.cut, view.inside.union(g for g, _ in self.leaves.get(v, ())))
+        return _View(view.cut, view.inside | _groups_of(self.leaves.get(v, ())))
 
-    def rewrite(self, cuts: dict[Var, frozenset[int]], observed: tuple[Var, ...]) -> PerturbedStep:
+    def rewrite(self, cuts: Mapping[Var, int], observed: tuple[Var, ...]) -> PerturbedStep:
         program = self.minfo.jaxpr
         views = self._demand(cuts, observed)
         self._env: dict[tuple[Var, _View], Var] = {}
@@ -225,7 +184,7 @@ class _Rewriter:
             for view in views.get(v, ()):
                 self._env[v, view] = self._enter(v, view)
         for eqn in program.eqns:
-            self._emit(eqn, views, cuts.get(eqn.outvars[0], _NONE))
+            self._emit(eqn, views, cuts.get(eqn.outvars[0], 0))
 
         outputs = [self._read(v, _View()) for v in self.minfo.out_outvars]
         delta_of = dict(zip((s.path for s in self.minfo.hidden), self.new, strict=True))
@@ -235,13 +194,13 @@ class _Rewriter:
                 values = [self._add(values[0], delta_of[state.path])]
             outputs += values
         observations = [self._env[v, min(views[v], key=_by_size)] for v in observed]
-        recalls = frozenset(g for v, (g, _) in self.enters.items() if any(g not in w.cut for w in views.get(v, ())))
+        recalls = frozenset(g for v, (g, _) in self.enters.items() if any(not w.cut >> g & 1 for w in views.get(v, ())))
         inputs = [*program.invars, *self.weights, *self.previous, *self.new, *self.deltas]
         return PerturbedStep(
             build_jaxpr(inputs, [*outputs, *observations], self._eqns, like=program), observed, recalls
         )
 
-    def _demand(self, cuts: dict[Var, frozenset[int]], observed: tuple[Var, ...]) -> dict[Var, dict[_View, None]]:
+    def _demand(self, cuts: Mapping[Var, int], observed: tuple[Var, ...]) -> dict[Var, dict[_View, None]]:
         """Which views of each variable its readers ask for."""
         views: dict[Var, dict[_View, None]] = {}
 
@@ -257,7 +216,7 @@ class _Rewriter:
                     ask(v, _View())
             swapped = self.operands.get(eqn.outvars[0], {})
             for view in self._computed(eqn, views):
-                below = _View(view.cut | cuts.get(eqn.outvars[0], _NONE), view.inside)
+                below = _View(view.cut | cuts.get(eqn.outvars[0], 0), view.inside)
                 for i, v in enumerate(eqn.invars):
                     if i not in swapped:
                         ask(v, below)
@@ -272,11 +231,11 @@ class _Rewriter:
         return wanted or ({_View(): None} if eqn.effects else {})
 
     def _enter(self, v: Var, view: _View) -> Var:
-        if v not in self.enters or self.enters[v][0] in view.cut:
+        if v not in self.enters or view.cut >> self.enters[v][0] & 1:
             return v
         return self._add(v, self.enters[v][1])
 
-    def _emit(self, eqn: JaxprEqn, views: dict[Var, dict[_View, None]], cut: frozenset[int]) -> None:
+    def _emit(self, eqn: JaxprEqn, views: dict[Var, dict[_View, None]], cut: int) -> None:
         swapped = self.operands.get(eqn.outvars[0], {})
         raw: dict[_View, list[Var]] = {}
         for view in self._computed(eqn, views):
@@ -292,7 +251,7 @@ class _Rewriter:
             for view in views.get(v, ()):
                 value = raw[self._below(v, view)][i]
                 for group, delta in self.leaves.get(v, ()):
-                    if group not in view.inside:
+                    if not view.inside >> group & 1:
                         value = self._add(value, delta)
                 self._env[v, view] = value
 
@@ -305,5 +264,12 @@ class _Rewriter:
         return out
 
 
+def _groups_of(leaves: Iterable[tuple[int, Var]]) -> int:
+    bits = 0
+    for group, _ in leaves:
+        bits |= 1 << group
+    return bits
+
+
 def _by_size(view: _View) -> int:
-    return len(view.cut) + len(view.inside)
+    return view.cut.bit_count() + view.inside.bit_count()

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from ._diagnostics import DiagnosticLevel, render
-from ._relations import FeedKind, HiddenParamOpRelation
+from ._relations import HiddenParamOpRelation
+from ._transitions import FeedKind
 
 if TYPE_CHECKING:
     from ._graph import ETraceGraph

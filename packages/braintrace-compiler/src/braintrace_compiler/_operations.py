@@ -1,0 +1,179 @@
+"""Marked operations, and the way from their weight operands back to parameters."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from braintrace_primitives import ETPPrimitiveSpec, get_primitive_spec
+
+from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
+from ._flow import influence, is_marked
+from ._jaxpr import (
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    build_jaxpr,
+    build_producer_map,
+    needed,
+    reads,
+    source_line,
+)
+from ._module_info import ModuleInfo, StateKind
+
+
+class MarkedOperation(NamedTuple):
+    """An ETP operation whose weights come from parameters by a chain that does not vary in time.
+
+    Attributes
+    ----------
+    eqn : JaxprEqn
+    spec : ETPPrimitiveSpec
+    weight_vars : mapping
+        Trainable name -> the operand.
+    weight_paths : mapping
+        Trainable name -> paths of the parameters behind that operand; none behind a constant.
+    source : str
+        The user's line.
+    """
+
+    eqn: JaxprEqn
+    spec: ETPPrimitiveSpec
+    weight_vars: Mapping[str, Var]
+    weight_paths: Mapping[str, tuple[Path, ...]]
+    source: str
+
+    @property
+    def weight_path(self) -> Path:
+        """Path of the first parameter behind the operation."""
+        return self.parameter_paths[0]
+
+    def index_of(self, name: str) -> int:
+        """Position of a trainable operand among the operands."""
+        return self.spec.trainable_invars(self.eqn.params)[name]
+
+    @property
+    def parameter_paths(self) -> tuple[Path, ...]:
+        """Paths of all parameters behind the operation."""
+        return tuple(dict.fromkeys(path for paths in self.weight_paths.values() for path in paths))
+
+    @property
+    def x_var(self) -> Any:
+        """The input operand, or None."""
+        return None if self.spec.x_invar_index is None else self.eqn.invars[self.spec.x_invar_index]
+
+    @property
+    def y_var(self) -> Var:
+        """The output."""
+        return self.eqn.outvars[0]
+
+
+def trace_var_to_param(
+    var: Any, producers: Mapping[Var, JaxprEqn], invar_to_weight_path: Mapping[Var, Path]
+) -> tuple[Path, tuple[JaxprEqn, ...]] | None:
+    """Follow an operand back to the first parameter behind it.
+
+    Parameters
+    ----------
+    var : Var
+        Operand of a marked operation.
+    producers : mapping
+        Of `build_producer_map`.
+    invar_to_weight_path : mapping
+        Of `ModuleInfo`.
+
+    Returns
+    -------
+    tuple or None
+        Path of the parameter, and the equations between the parameter and the operand in evaluation order; None
+        where no parameter stands behind `var`.
+    """
+    inputs, chain = _behind(var, producers)
+    paths = [invar_to_weight_path[v] for v in inputs if v in invar_to_weight_path]
+    if not paths:
+        return None
+    in_order = {id(eqn): eqn for eqn in producers.values()}
+    return paths[0], tuple(eqn for key, eqn in in_order.items() if key in chain)
+
+
+def _behind(var: Any, producers: Mapping[Var, JaxprEqn]) -> tuple[list[Var], set[int]]:
+    """The inputs of the program behind `var`, first operands first, and the identities of the equations passed."""
+    inputs: list[Var] = []
+    chain: set[int] = set()
+    stack, seen = [var], set()
+    while stack:
+        v = stack.pop()
+        if isinstance(v, Literal) or v in seen:
+            continue
+        seen.add(v)
+        if v in producers:
+            chain.add(id(producers[v]))
+            stack.extend(reversed(list(reads(producers[v]))))
+        else:
+            inputs.append(v)
+    return inputs, chain
+
+
+def find_marked_operations(
+    minfo: ModuleInfo,
+) -> tuple[tuple[MarkedOperation, ...], tuple[CompilationRecord, ...]]:
+    """The marked operations that learn, in the order of the program, and records of those that do not trace.
+
+    An operation whose weight depends on data or state, or on no parameter, is left to ordinary differentiation.
+    """
+    varying = {
+        *minfo.arg_invars,
+        *(v for s in minfo.states if s.kind is not StateKind.PARAMETER for v in s.invars),
+    }
+    in_time = influence(minfo.jaxpr.eqns, dict.fromkeys(varying, 1), derivative=False)
+    producers = build_producer_map(minfo.jaxpr)
+    parameter_of = minfo.invar_to_weight_path
+
+    operations, records = [], []
+    for eqn in filter(is_marked, minfo.jaxpr.eqns):
+        spec = get_primitive_spec(eqn.primitive)
+        operands = {name: eqn.invars[i] for name, i in spec.trainable_invars(eqn.params).items()}
+        operands = {n: v for n, v in operands.items() if not isinstance(v, Literal)}
+        inputs = {n: _behind(v, producers)[0] for n, v in operands.items()}
+        paths = {n: tuple(dict.fromkeys(parameter_of[v] for v in vs if v in parameter_of)) for n, vs in inputs.items()}
+        if not any(paths.values()):
+            records.append(_without_parameter(eqn))
+        elif any(v in in_time for v in operands.values()):
+            records.append(_time_varying(eqn, next(filter(None, paths.values()))[0]))
+        else:
+            operations.append(MarkedOperation(eqn, spec, operands, paths, source_line(eqn)))
+    return tuple(operations), tuple(records)
+
+
+def _without_parameter(eqn: JaxprEqn) -> CompilationRecord:
+    return CompilationRecord(
+        DiagnosticKind.RELATION_EXCLUDED_NO_PARAMSTATE,
+        DiagnosticLevel.INFO,
+        f"ETP primitive {eqn.primitive.name}: no parameter stands behind its weight. There is nothing to learn.",
+        eqn.primitive,
+        context={"source": source_line(eqn)},
+    )
+
+
+def _time_varying(eqn: JaxprEqn, path: Path) -> CompilationRecord:
+    return CompilationRecord(
+        DiagnosticKind.TIME_VARYING_WEIGHT,
+        DiagnosticLevel.WARNING,
+        f"ETP primitive {eqn.primitive.name} (weight={path}): its weight depends on data or state. "
+        "It is not traced; its gradient covers the current step only.",
+        eqn.primitive,
+        path,
+        context={"source": source_line(eqn)},
+    )
+
+
+def make_weight_program(minfo: ModuleInfo, operations: Iterable[MarkedOperation]) -> Jaxpr:
+    """The program ``(constants, parameter leaves) -> weight operands of all operations``, in order."""
+    operands = [v for op in operations for v in op.weight_vars.values()]
+    inputs = [*minfo.const_invars, *(v for s in minfo.parameters for v in s.invars)]
+    eqns = needed([eqn for eqn in minfo.jaxpr.eqns if not eqn.effects], operands, set(inputs))
+    return build_jaxpr(inputs, operands, eqns, like=minfo.jaxpr)
+
+
+def output_bits(operations: Sequence[MarkedOperation]) -> dict[Var, int]:
+    """Bit k for the output of the k-th operation."""
+    return {op.y_var: 1 << k for k, op in enumerate(operations)}

@@ -1,0 +1,172 @@
+"""The transition of each group along position-wise paths, and how marked operations feed it."""
+
+import enum
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ._flow import between, dependence, influence, is_marked, join_bits, seeds_of
+from ._hidden_groups import HiddenGroup, columns, new_states_elsewhere
+from ._jaxpr import Jaxpr, JaxprEqn, Var, build_jaxpr, emit, fresh_var, resolve, slice_program, splice
+from ._module_info import ModuleInfo
+from ._operations import MarkedOperation
+from ._positions import MANY, NONE, Constants, propagate_sources, propagate_targets
+
+
+class FeedKind(enum.Enum):
+    """How the elements of y and the positions of a group are matched."""
+
+    SAME = "same"
+    """y has the shape of the positions and every element feeds its own."""
+    GATHER = "gather"
+    """Every element of y feeds at most one position; the index gives it, for each element of y."""
+    BROADCAST = "broadcast"
+    """Every position is fed by at most one element of y; the index gives it, for each position."""
+    DIAGONAL = "diagonal"
+    """Positions are mixed on the way; only the path from an element to its own position is traced."""
+
+
+class Feed(NamedTuple):
+    """Which elements of y feed which positions of a group; see `FeedKind`."""
+
+    kind: FeedKind
+    index: np.ndarray | None = None
+
+
+class LocalTransition(NamedTuple):
+    """The transition of a group along paths that cross no ETP operation and no other group's new state.
+
+    Attributes
+    ----------
+    group : HiddenGroup
+    y_vars : tuple of Var
+        Outputs of the operations that feed the group.
+    program : Jaxpr
+        ``(h^{t-1} of each of the S states of a position, each y, constants) -> h^t of each of them``.
+    constvars : tuple of Var
+    remembers : bool
+        Whether h^{t-1} reaches h^t at all; if not, D = 0.
+    mixes : bool
+        Whether h^{t-1} reaches other positions than its own.
+    """
+
+    group: HiddenGroup
+    y_vars: tuple[Var, ...]
+    program: Jaxpr
+    constvars: tuple[Var, ...]
+    remembers: bool
+    mixes: bool
+
+
+class Transitions(NamedTuple):
+    """What `find_local_transitions` gives, each in the order of the groups.
+
+    Attributes
+    ----------
+    transitions : tuple of LocalTransition
+    feeds : tuple of tuples of Feed
+        One for each of the transition's `y_vars`.
+    unmatched : tuple of tuples of MarkedOperation
+        Operations that reach the group, but whose elements cannot be matched to its positions.
+    """
+
+    transitions: tuple[LocalTransition, ...]
+    feeds: tuple[tuple[Feed, ...], ...]
+    unmatched: tuple[tuple[MarkedOperation, ...], ...]
+
+
+def find_local_transitions(
+    minfo: ModuleInfo, groups: Sequence[HiddenGroup], operations: Sequence[MarkedOperation]
+) -> Transitions:
+    """The local transition of each group, and how each operation in it feeds the group's positions."""
+    eqns = minfo.jaxpr.eqns
+    closed = new_states_elsewhere(groups)
+    behind = dependence(eqns, seeds_of(g.hidden_outvars for g in groups), barrier=is_marked, closed=closed)
+    sources = seeds_of(g.hidden_invars for g in groups)
+    for op in operations:
+        fed = behind.get(op.y_var, 0) & ~closed.get(op.y_var, 0)
+        if fed:
+            sources[op.y_var] = fed
+    ahead = influence(eqns, sources, barrier=is_marked, closed=closed)
+    paths = between(eqns, ahead, behind, sources)
+    known = minfo.constants()
+
+    found = []
+    for group in groups:
+        fed_by = [op for op in operations if sources.get(op.y_var, 0) >> group.index & 1]
+        found.append(_find_one(minfo, group, fed_by, paths.get(group.index, []), known))
+    return Transitions(*zip(*found, strict=True)) if found else Transitions((), (), ())
+
+
+def _find_one(
+    minfo: ModuleInfo,
+    group: HiddenGroup,
+    fed_by: Sequence[MarkedOperation],
+    eqns: Sequence[JaxprEqn],
+    known: Constants,
+) -> tuple[LocalTransition, tuple[Feed, ...], tuple[MarkedOperation, ...]]:
+    states = len(group.hidden_invars)
+    y_vars = tuple(op.y_var for op in fed_by)
+    sources = [*group.hidden_invars, *y_vars]
+    program, constvars = slice_program(minfo.jaxpr, eqns, sources, group.hidden_outvars)
+
+    own = [group.positions_of(v) for v in group.hidden_outvars]
+    labels = propagate_targets(program, own, known=known)
+    moved = [label[(label != here) & (label != NONE)] for label, here in zip(labels[:states], own, strict=True)]
+    remembers = any(np.any(label != NONE) for label in labels[:states])
+    feeds = [_find_feed(program, group, states + k, labels[states + k], known) for k in range(len(y_vars))]
+
+    unmatched = tuple(op for op, feed in zip(fed_by, feeds, strict=True) if feed is None)
+    if unmatched:
+        matched = [op for op in fed_by if op not in unmatched]
+        ahead = influence(eqns, dict.fromkeys([*group.hidden_invars, *(op.y_var for op in matched)], 1))
+        kept = [eqn for eqn in eqns if join_bits(ahead, eqn.outvars)]
+        transition, rest, _ = _find_one(minfo, group, matched, kept, known)
+        return transition, rest, unmatched
+    transition = LocalTransition(
+        group, y_vars, _by_state(program, group), constvars, remembers, any(part.size > 0 for part in moved)
+    )
+    return transition, tuple(feeds), ()
+
+
+def _find_feed(program: Jaxpr, group: HiddenGroup, k: int, label: np.ndarray, known: Constants) -> Feed | None:
+    """How input `k` of the transition feeds the group; None where elements and positions cannot be matched."""
+    own = group.positions
+    if not np.any(label == MANY):
+        if label.shape == own.shape and np.all((label == own) | (label == NONE)):
+            return Feed(FeedKind.SAME)
+        return Feed(FeedKind.GATHER, label)
+    sources: list[np.ndarray | None] = [None] * len(program.invars)
+    sources[k] = np.arange(label.size).reshape(label.shape)
+    reached = np.full(own.shape, NONE)
+    for outputs in group.split(propagate_sources(program, sources, known=known)):
+        reached = np.where(reached == NONE, outputs, np.where((outputs == NONE) | (outputs == reached), reached, MANY))
+    if not np.any(reached == MANY):
+        return Feed(FeedKind.BROADCAST, reached)
+    return Feed(FeedKind.DIAGONAL) if label.shape == own.shape else None
+
+
+def _by_state(program: Jaxpr, group: HiddenGroup) -> Jaxpr:
+    """`program` with each of the S states of a position as an input and an output of its own."""
+    if all(width is None for width in group.widths):
+        return program
+    eqns: list[JaxprEqn] = []
+    env: dict[Var, Any] = {}
+    inputs: list[Var] = []
+    for v, width in zip(group.hidden_invars, group.widths, strict=True):
+        if width is None:
+            inputs.append(v)
+            continue
+        parts = [fresh_var(v.aval.update(shape=v.aval.shape[:-1])) for _ in range(width)]
+        stacking, (env[v],) = splice(lambda *parts: jnp.stack(parts, -1), *parts)
+        inputs += parts
+        eqns += stacking
+    emit(eqns, program.eqns, env)
+    outputs: list[Any] = []
+    for v, width in zip(program.outvars, group.widths, strict=True):
+        taking, parts = splice(lambda whole, width=width: columns(whole, width), resolve(env, v))
+        eqns += taking
+        outputs += parts
+    return build_jaxpr([*inputs, *program.invars[len(group.widths) :]], outputs, eqns, like=program)
