@@ -115,11 +115,12 @@ def test_standardised_kernels(dims, gain):
     assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads))
 
 
-def test_bias_of_the_shape_that_older_models_saved():
-    layer = nn.Conv2d((4, 4, 2), 3, 2, b_init=normal(3))
-    x = normal(2, 4, 4, 2)
+@pytest.mark.parametrize(("channel_first", "shape"), [(False, (1, 3)), (True, (1, 3, 1))])
+def test_bias_of_the_shape_that_older_models_saved(channel_first, shape):
+    layer = nn.Conv1d((2, 4) if channel_first else (4, 2), 3, 2, b_init=normal(3), channel_first=channel_first)
+    x = normal(2, *layer.in_size)
     want = layer(x)
-    layer.weight.value = layer.weight.value | {"bias": jnp.asarray(normal(3).reshape(1, 1, 3))}
+    layer.weight.value = layer.weight.value | {"bias": jnp.asarray(normal(3).reshape(shape))}
     np.testing.assert_array_equal(layer(x), want)
 
 

@@ -79,8 +79,11 @@ def test_precision_of_the_environment(precision, dtype):
 
 
 def test_numbers_and_arrays_as_initial_values():
-    layer = nn.Linear(2, 3, w_init=np.arange(6.0).reshape(2, 3), b_init=1)
-    np.testing.assert_allclose(layer(jnp.ones(2)), [4, 6, 8])
+    for weight in (np.arange(6.0), np.arange(6), jnp.arange(6, dtype="int32")):
+        for w_init in (weight.reshape(2, 3), lambda shape, w=weight: w.reshape(shape)):
+            layer = nn.Linear(2, 3, w_init=w_init, b_init=1)
+            np.testing.assert_allclose(layer(jnp.ones(2)), [4, 6, 8])
+            assert isinstance(layer.weight.value["weight"], jax.Array)
 
 
 def test_another_class_of_parameter():

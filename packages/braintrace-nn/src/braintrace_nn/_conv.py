@@ -129,13 +129,13 @@ class ConvNd(Layer):
         return params["weight"]
 
     def _convolved(self, x: Any, params: dict[str, Any]) -> Any:
-        kernel = self.kernel(params)
+        kernel, bias = self.kernel(params), params.get("bias")
         spatial = "DHW"[-self.num_spatial_dims :]
         layout = f"NC{spatial}" if self.channel_first else f"N{spatial}C"
         return conv(
             x,
             kernel if self.w_mask is None else kernel * self.w_mask,
-            params.get("bias"),
+            None if bias is None else bias.reshape(self.out_channels),  # (1, ..., 1, O) in older models
             strides=self.stride,
             padding=self.padding,
             lhs_dilation=self.lhs_dilation,

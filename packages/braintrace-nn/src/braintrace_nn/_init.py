@@ -129,14 +129,11 @@ def initial_state(initializer: Initializer, size: tuple[int, ...], batch_size: i
 
 
 def _value(initializer: Initializer, shape: tuple[int, ...]) -> Any:
-    if callable(initializer):
-        return draw(initializer, shape)
+    def floats(leaf: Any) -> jax.Array:
+        keeps_type = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return jnp.asarray(leaf, None if keeps_type else environ.dftype())
 
-    def array(leaf: Any) -> jax.Array:
-        floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
-        return jnp.asarray(leaf, None if floating else environ.dftype())
-
-    return jax.tree.map(array, initializer)
+    return jax.tree.map(floats, draw(initializer, shape) if callable(initializer) else initializer)
 
 
 def _spread(value: Any, shape: tuple[int, ...]) -> Any:

@@ -121,5 +121,6 @@ class LRUCell(RecurrentCell):
         lam_re, lam_im = modulus * jnp.cos(phase), modulus * jnp.sin(phase)
         new_re = lam_re * h_re - lam_im * h_im + gamma * self.B_re(x)
         new_im = lam_re * h_im + lam_im * h_re + gamma * self.B_im(x)
+        y = self.C_re(new_re) - self.C_im(new_im) + per_position(self.D.value, x.shape) * x
         self.h_re.value, self.h_im.value = new_re, new_im
-        return self.C_re(new_re) - self.C_im(new_im) + per_position(self.D.value, x.shape) * x
+        return y
