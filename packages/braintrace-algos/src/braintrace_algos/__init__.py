@@ -4,6 +4,10 @@
 ``brainstate.transform.grad``, and drives whole sequences with `etrace_grad` and `etrace_evolve`.
 """
 
+from ._compare import Agreement as Agreement
+from ._compare import GradientComparison as GradientComparison
+from ._compare import GradientQuality as GradientQuality
+from ._compare import compare_gradients as compare_gradients
 from ._compile import compile as compile
 from ._errors import CheckpointError as CheckpointError
 from ._errors import LearnerError as LearnerError

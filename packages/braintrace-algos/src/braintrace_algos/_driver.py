@@ -32,6 +32,8 @@ class GradientDriver:
     sequences : pytree
         Example sequences.
     bar : Progress, optional
+    method : OnlineLearner, optional
+        Another learner of the same graph, whose algorithm and traces stand in for those of `learner`.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class GradientDriver:
         length: int,
         sequences: Any,
         bar: Progress | None,
+        method: Any = None,
     ):
-        self.learner, self.plan, self.length, self.bar = learner, learner.plan, length, bar
-        self.strict = learner.vjp_method == "single-step"
+        self.method = learner if method is None else method
+        self.plan, self.length, self.bar = self.method.plan, length, bar
+        self.strict = self.method.vjp_method == "single-step"
 
         def recorded(weights: Operands, perturbations: Perturbations, slices: Any) -> Any:
-            with recording(learner, weights, perturbations) as record:
+            with recording(learner, plan, weights, perturbations) as record:
                 out = step_fn(*slices)
             loss, aux = check_loss(out, has_aux, len(record.tape))
             return loss, aux, record.tape[0]
@@ -85,13 +89,13 @@ class GradientDriver:
     def read(self) -> tuple[dict[Any, Any], Values, Any]:
         """Parameters by path, values of the other states, and traces, as they are now."""
         theta = {path: state.value for path, state in self.parameters.items()}
-        return theta, [s.value for s in self.others], self.learner.etraces.value
+        return theta, [s.value for s in self.others], self.method.etraces.value
 
     def write(self, values: Values, traces: Any) -> None:
         """Give the states, parameters excepted, and the traces new values."""
         for state, value in zip(self.others, values, strict=True):
             state.value = value
-        self.learner.etraces.value = traces
+        self.method.etraces.value = traces
 
     def gradient(self, theta: dict[Any, Any], values: Values, traces: Any, sequences: Any, scales: Any) -> Any:
         """The pure function behind a call: gradients by path, losses, aux, and new values and traces."""

@@ -10,6 +10,7 @@ from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
 
 from ._checkpoint import Checkpoints
 from ._checks import check_arguments, check_choice, check_state_shapes, check_window
+from ._compare import Comparison
 from ._errors import LearnerError
 from ._fold import online_step
 from ._plan import Operands, Perturbations, Plan, make_plan
@@ -24,7 +25,7 @@ class ETraceState(brainstate.ShortTermState):
     """Eligibility traces of a learner, by key."""
 
 
-class OnlineLearner(Training, Checkpoints, brainstate.nn.Module):
+class OnlineLearner(Training, Checkpoints, Comparison, brainstate.nn.Module):
     """Base class of the online learners; made by `compile`.
 
     Calling a learner runs one time step of its model. Under ``brainstate.transform.grad`` the parameters get the
@@ -227,6 +228,6 @@ class OnlineLearner(Training, Checkpoints, brainstate.nn.Module):
         return result
 
     def _recorded_step(self, record: Recording, leaves: list[Any]) -> StepResult:
-        result = run_step(self.plan, leaves, self._state_leaves(), record.weights, record.perturbations)
-        record.tape.append(self.plan.carry.observe(self.plan, result))
+        result = run_step(record.plan, leaves, self._state_leaves(), record.weights, record.perturbations)
+        record.tape.append(record.plan.carry.observe(record.plan, result))
         return result

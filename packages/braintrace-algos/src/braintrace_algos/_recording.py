@@ -10,7 +10,7 @@ import contextvars
 from collections.abc import Iterator
 from typing import Any
 
-from ._plan import Operands, Perturbations
+from ._plan import Operands, Perturbations, Plan
 
 
 class Recording:
@@ -20,14 +20,14 @@ class Recording:
     ----------
     learner : object
         Calls of other learners are not recorded.
-    weights, perturbations
+    plan, weights, perturbations
         What the step is run with; see `run_step`.
     tape : list
         What the carry observed, one entry for each call.
     """
 
-    def __init__(self, learner: Any, weights: Operands, perturbations: Perturbations):
-        self.learner, self.weights, self.perturbations = learner, weights, perturbations
+    def __init__(self, learner: Any, plan: Plan, weights: Operands, perturbations: Perturbations):
+        self.learner, self.plan, self.weights, self.perturbations = learner, plan, weights, perturbations
         self.tape: list[Any] = []
 
 
@@ -35,9 +35,9 @@ _active: contextvars.ContextVar[Recording | None] = contextvars.ContextVar("brai
 
 
 @contextlib.contextmanager
-def recording(learner: Any, weights: Operands, perturbations: Perturbations) -> Iterator[Recording]:
+def recording(learner: Any, plan: Plan, weights: Operands, perturbations: Perturbations) -> Iterator[Recording]:
     """Record the calls of `learner` inside the block."""
-    record = Recording(learner, weights, perturbations)
+    record = Recording(learner, plan, weights, perturbations)
     token = _active.set(record)
     try:
         yield record

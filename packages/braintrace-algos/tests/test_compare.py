@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from braintrace_algos import BPTT, D_RTRL, UORO, LearnerError, compare_gradients, compile
+from braintrace_algos._tables import Table, readable_bytes
+
+
+def compiled(model, data, algorithm=D_RTRL, **options):
+    return compile(model, algorithm, data[0][0], batch_size=data[0].shape[1], **options)
+
+
+@pytest.mark.parametrize("against", ["bptt", "rtrl"])
+def test_exact_learners_agree_with_exact_methods(model, data, loss, against):
+    learner = compiled(model, data)
+    table = compare_gradients(learner, *data, step_fn=lambda x, y: loss(learner(x), y), against=against)
+    assert [row.path for row in table.parameters] == list(learner.param_states)
+    assert all(row.relative_error < 1e-5 and row.cosine > 0.9999 for row in table.parameters)
+    assert all(row.certificate == "nothing" for row in table.parameters)
+
+
+def test_the_table_shows_what_the_strict_rule_loses(recurrent_model, data, loss, bptt, distance):
+    learner = compiled(recurrent_model, data)
+
+    def step(x, y):
+        return loss(learner(x), y)
+
+    table = compare_gradients(learner, *data, step_fn=step)
+    grads = learner.etrace_grad(*data, step_fn=step, reduction="sum")
+    exact = bptt(recurrent_model, *data)
+    g, r = (np.concatenate([np.ravel(v) for v in jax.tree.leaves(tree["w",])]) for tree in (grads, exact))
+    assert table["w"].relative_error == pytest.approx(np.linalg.norm(g - r) / np.linalg.norm(r), rel=1e-3)
+    assert table["w"].cosine == pytest.approx(g @ r / np.linalg.norm(g) / np.linalg.norm(r), rel=1e-4)
+    assert "recurrent mixing" in table["w"].certificate
+    assert table["out"].relative_error < 1e-5
+    assert 1e-3 < table.total.relative_error < 1
+
+
+def test_a_learner_is_untouched_and_its_past_ignored(recurrent_model, data, loss):
+    learner = compiled(recurrent_model, data, BPTT)
+    fresh = compare_gradients(learner, *data, step_fn=lambda x, y: loss(learner(x), y))
+    assert fresh.total.relative_error < 1e-5
+    learner = compiled(recurrent_model, data, UORO, vmap=True)
+    learner.etrace_evolve(data[0])
+    before = {path: s.value for path, s in learner.states().items()}
+
+    def step(x, y):
+        return loss(learner(x), y)
+
+    table = compare_gradients(learner, *data, step_fn=step)
+    for path, state in learner.states().items():
+        jax.tree.map(np.testing.assert_array_equal, state.value, before[path])
+    assert table.total.cosine == compare_gradients(learner, *data, step_fn=step).total.cosine
+    assert table.total.relative_error > 1e-2
+
+
+def test_masks_weigh_both_sides(recurrent_model, data, loss):
+    learner = compiled(recurrent_model, data)
+    first = jnp.arange(len(data[0])) < 1
+    table = compare_gradients(learner, *data, step_fn=lambda x, y: loss(learner(x), y), mask=first)
+    assert table.total.relative_error < 1e-5
+
+
+def test_the_table_reads_as_text_and_as_html(model, data, loss):
+    learner = compiled(model, data)
+    table = compare_gradients(learner, *data, step_fn=lambda x, y: loss(learner(x), y))
+    lines = str(table).splitlines()
+    assert lines[0].split()[:4] == ["parameter", "error", "to", "bptt"]
+    assert len(lines) == 2 + len(learner.param_states) + 1
+    assert table._repr_html_().count("<tr>") == 1 + len(learner.param_states) + 1
+    with pytest.raises(KeyError, match="gain"):
+        table["nothing"]
+    with pytest.raises(LearnerError, match="against"):
+        compare_gradients(learner, *data, step_fn=lambda x, y: loss(learner(x), y), against="truth")
+
+
+def test_quality_is_measured_now_and_then(recurrent_model, data, loss):
+    learner = compiled(recurrent_model, data)
+
+    def step(x, y):
+        return loss(learner(x), y)
+
+    quality = learner.gradient_quality(step, every=2, steps=4)
+    values = [quality(*data) for _ in range(3)]
+    part = compare_gradients(learner, data[0][:4], data[1][:4], step_fn=step)
+    assert values == [part.total.cosine] * 3
+    assert [call for call, _ in quality.history] == [0, 2]
+    assert 0 < part.total.cosine < 0.99999
+    with pytest.raises(LearnerError, match="window"):
+        learner.gradient_quality(step, every=0)
+
+
+def test_tables_escape_and_align():
+    table = Table(("a", "long header"), [("x<y", 1), ("longer cell", 2.5)])
+    assert str(table).splitlines()[1] == "-----------  -----------"
+    assert "x&lt;y" in table._repr_html_()
+    assert [readable_bytes(n) for n in (0, 1023, 1536, 3 * 2**20, 5 * 2**40)] == [
+        "0 B",
+        "1023 B",
+        "1.5 KiB",
+        "3.0 MiB",
+        "5.0 TiB",
+    ]
