@@ -165,9 +165,15 @@ def _operation_pairs(spec: ETPPrimitiveSpec, operands: tuple[Any, ...], params: 
         one, two = (_at(f, operands, [position]) for f in functions)
         difference = (two(weight + step) - two(weight - step)) / 2
         pairs[f"derivative along {name}"] = jax.jvp(one, (weight,), (step,))[1], difference
-        transpose = jax.linear_transpose(one, weight)(other(y))
-        pairs[f"transpose by {name}"] = transpose, jax.vjp(two, weight)[1](other(y))
+        pairs[f"transpose by {name}"] = _transpose(spec, name, one, weight, y), jax.vjp(two, weight)[1](other(y))
     return pairs
+
+
+def _transpose(spec, name, function, weight, y):
+    try:
+        return jax.linear_transpose(function, weight)(other(y))
+    except NotImplementedError as error:
+        raise ConformanceError(f"The operation is not linear in {name}.", where=spec.name) from error
 
 
 class _Window:

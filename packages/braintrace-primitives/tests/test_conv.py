@@ -1,0 +1,123 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+import braintrace_primitives as bp
+from braintrace_primitives.testing import draw
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def normal(*shape):
+    return draw(shape, jnp.float32)
+
+
+IMAGE, KERNEL = normal(2, 5, 4, 3), normal(3, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({}, {}),
+        ({"strides": 2, "padding": "VALID"}, {"window_strides": (2, 2), "padding": "VALID"}),
+        ({"strides": (2, 1), "padding": 1}, {"window_strides": (2, 1), "padding": [(1, 1), (1, 1)]}),
+        ({"padding": (1, 0), "rhs_dilation": (1, 2)}, {"padding": [(1, 1), (0, 0)], "rhs_dilation": (1, 2)}),
+        ({"padding": [(1, 2), (0, 1)], "lhs_dilation": 2}, {"padding": [(1, 2), (0, 1)], "lhs_dilation": (2, 2)}),
+        ({"padding": "same_lower"}, {"padding": "SAME_LOWER"}),
+    ],
+)
+def test_options_mean_what_jax_means(options, same):
+    want = jax.lax.conv_general_dilated(
+        IMAGE, KERNEL, dimension_numbers=LAYOUT, **({"window_strides": (1, 1), "padding": "SAME"} | same)
+    )
+    assert jnp.allclose(bp.conv(IMAGE, KERNEL, dimension_numbers=LAYOUT, **options), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 3])
+def test_channels_first_is_the_default(spatial):
+    x, kernel = normal(2, 3, *(4,) * spatial), normal(5, 3, *(2,) * spatial)
+    want = jax.lax.conv(x, kernel, (1,) * spatial, "SAME")
+    assert jnp.allclose(bp.conv(x, kernel), want, atol=1e-5)
+    assert jnp.allclose(bp.conv(x[0], kernel), want[0], atol=1e-5)
+
+
+def test_groups():
+    x, kernel = normal(2, 5, 4, 6), normal(3, 3, 2, 9)
+    options = {"dimension_numbers": LAYOUT, "feature_group_count": 3}
+    want = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options)
+    assert jnp.allclose(bp.conv(x, kernel, **options), want, atol=1e-5)
+    x, kernel = normal(4, 5, 4, 2), normal(3, 3, 2, 6)
+    options = {"dimension_numbers": LAYOUT, "batch_group_count": 2}
+    want = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **options)
+    assert jnp.allclose(bp.conv(x, kernel, **options), want, atol=1e-5)
+
+
+def test_batch_axis_anywhere():
+    layout = ("HWNC", "HWIO", "HNWC")
+    x = normal(5, 4, 2, 3)
+    want = jax.lax.conv_general_dilated(x, KERNEL, (1, 1), "SAME", dimension_numbers=layout)
+    assert jnp.allclose(bp.conv(x, KERNEL, dimension_numbers=layout), want, atol=1e-5)
+    single = bp.conv(x[:, :, 0], KERNEL, dimension_numbers=layout)
+    assert jnp.allclose(single, want[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1,), (4, 1), (5, 1, 4), (5, 4, 4), ()])
+def test_bias_of_any_broadcastable_shape(shape):
+    bias = normal(*shape)
+    got = bp.conv(IMAGE, KERNEL, bias, dimension_numbers=LAYOUT)
+    assert jnp.allclose(got, bp.conv(IMAGE, KERNEL, dimension_numbers=LAYOUT) + bias, atol=1e-5)
+
+
+def test_bias_vector_lies_on_the_channel_axis():
+    x, kernel, bias = normal(2, 3, 4, 4), normal(4, 3, 2, 2), normal(4)
+    assert jnp.allclose(bp.conv(x, kernel, bias), bp.conv(x, kernel) + bias[:, None, None], atol=1e-5)
+
+
+def test_identity_survives_vmap_over_the_input():
+    f = lambda x: bp.conv(x, KERNEL, dimension_numbers=LAYOUT)  # noqa: E731
+    eqns = jax.make_jaxpr(jax.vmap(jax.vmap(f)))(normal(2, 2, 5, 4, 3)).eqns
+    assert [e.primitive for e in eqns] == [bp.etp_conv_p]
+    stacked = normal(2, 2, 5, 4, 3)
+    want = jnp.stack([f(x) for x in stacked])
+    assert jnp.allclose(jax.vmap(f)(stacked), want, atol=1e-5)
+
+
+def test_mixed_dtypes_promote():
+    y = bp.conv(IMAGE.astype(jnp.bfloat16), KERNEL, dimension_numbers=LAYOUT)
+    assert y.dtype == jnp.float32
+
+
+def test_a_carried_trace_holds_one_patch_per_output_position():
+    x, kernel = normal(2, 6, 3), normal(3, 3, 4)
+    call = lambda x, k: bp.conv(x, k, strides=2, dimension_numbers=("NWC", "WIO", "NWC"))  # noqa: E731
+    (eqn,) = jax.make_jaxpr(call)(x, kernel).eqns
+    rule = bp.get_primitive_spec(eqn.primitive).trace_rule
+    y = jax.eval_shape(call, x, kernel)
+    size = rule.trace_size(jax.typeof(x), {"weight": kernel}, y, 2, eqn.params)
+    assert size == 2 * y.size * 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "options", "text"),
+    [
+        (IMAGE, KERNEL[0, 0], {}, "one to three spatial axes"),
+        (IMAGE[0, 0], KERNEL, {}, "x of 4 axes, or 3 for one sample"),
+        (IMAGE[..., :2], KERNEL, {}, "3 channels in x"),
+        (IMAGE, KERNEL, {"strides": (1, 1, 1)}, "strides does not fit"),
+        (IMAGE, KERNEL, {"strides": 0}, "strides does not fit"),
+        (IMAGE, KERNEL, {"padding": "HALF"}, "padding does not fit"),
+        (IMAGE, KERNEL, {"padding": "SAME", "lhs_dilation": 2}, "'SAME' with lhs_dilation"),
+        (IMAGE, KERNEL, {"padding": [(1, 1, 1)] * 2}, "padding does not fit"),
+        (IMAGE, KERNEL, {"dimension_numbers": "NHWC"}, "dimension numbers are malformed"),
+        (IMAGE, KERNEL, {"feature_group_count": 3}, "9 channels in x"),
+        (IMAGE, KERNEL[..., :3], {"batch_group_count": 2}, "multiple of 2"),
+        (IMAGE[:1], KERNEL, {"batch_group_count": 2}, "batch does not divide"),
+        (IMAGE[0], KERNEL, {"batch_group_count": 2}, "batch does not divide"),
+        (IMAGE, KERNEL, {"batch_group_count": 2, "feature_group_count": 3}, "groups do not fit"),
+        (IMAGE, KERNEL, {"bias": jnp.ones(3)}, r"\(4,\) or a shape that broadcasts to \(5, 4, 4\)"),
+        (IMAGE, KERNEL, {"bias": jnp.ones((2, 5, 4, 4))}, "bias does not fit"),
+    ],
+)
+def test_misfits(x, kernel, options, text):
+    with pytest.raises(bp.OperandError, match=text):
+        bp.conv(x, kernel, **({"dimension_numbers": LAYOUT} | options))

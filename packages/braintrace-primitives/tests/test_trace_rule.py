@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+import braintrace_primitives as bp
+from braintrace_primitives._trace_rule import TraceRule, cast_like, mix, sum_leading
+from braintrace_primitives.testing import draw
+
+PARAMS = {"has_bias": True}
+RULE = bp.get_primitive_spec(bp.etp_mm_p).trace_rule
+WEIGHTS = {"weight": draw((3, 4), jnp.float32), "bias": draw((4,), jnp.float32)}
+XS, FACTORS = draw((6, 2, 3), jnp.float32), draw((6, 2, 2, 4), jnp.float32)
+
+
+def normal(*shape):
+    return draw(shape, jnp.float32)
+
+
+def test_trace_follows_its_recursion_step_by_step():
+    blocks, signal = normal(6, 2, 2, 2, 4), normal(2, 2, 4)
+    trace = jnp.zeros((2, 2, 3, 4))
+    for d, f, x in zip(blocks, FACTORS, XS, strict=True):
+        trace = jnp.einsum("srbo,rbio->sbio", d, trace) + jnp.einsum("sbo,bi->sbio", f, x)
+    want = jnp.einsum("sbo,sbio->io", signal, trace)
+
+    abstract = jax.ShapeDtypeStruct((2, 3), jnp.float32), WEIGHTS, jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    carried = RULE.init(*abstract, 2, PARAMS, jnp.float32)
+    assert RULE.trace_size(*abstract, 2, PARAMS) == 2 * 2 * 3 * 4 + 2 * 2 * 4
+    for t in range(6):
+        added = RULE.accumulate(XS[t : t + 1], FACTORS[t : t + 1], WEIGHTS, PARAMS)
+        carried = jax.tree.map(jnp.add, RULE.decay(carried, blocks[t], PARAMS), added)
+    got = RULE.contract(carried, signal, WEIGHTS, PARAMS)["weight"]
+    assert jnp.allclose(got, want, atol=1e-4)
+
+
+def count_dots(function, *args):
+    return jax.jit(function).lower(*args).as_text().count("stablehlo.dot_general")
+
+
+def test_a_window_is_one_contraction_over_time_and_batch():
+    pullback = lambda rule: lambda xs, gs: rule.pullback(xs, WEIGHTS, gs, PARAMS)  # noqa: E731
+    for rule in (RULE, bp.GenericTraceRule(RULE.fn)):
+        assert count_dots(pullback(rule), XS, FACTORS[:, 0]) == 1
+    assert count_dots(lambda xs, fs: RULE.accumulate(xs, fs, WEIGHTS, PARAMS), XS, FACTORS) == 1
+
+
+def test_transposing_the_weight_is_one_contraction():
+    gradient = lambda x, g: jax.linear_transpose(lambda w: bp.matmul(x, w), WEIGHTS["weight"])(g)  # noqa: E731
+    x, g = normal(2, 5, 3), normal(2, 5, 4)
+    assert count_dots(gradient, x, g) == 1
+    assert jnp.allclose(gradient(x, g)[0], jnp.einsum("abi,abo->io", x, g), atol=1e-5)
+
+
+def test_the_dense_forward_pass_lowers_to_the_same_program():
+    def lowered(function):
+        return jax.jit(function).lower(XS[0], *WEIGHTS.values()).as_text().split("\n", 1)[1]
+
+    assert lowered(lambda x, w, b: bp.matmul(x, w, b)) == lowered(lambda x, w, b: x @ w + b)
+
+
+def test_low_precision_weights_keep_a_precise_trace():
+    weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), WEIGHTS)
+    for rule in (RULE, bp.GenericTraceRule(RULE.fn)):
+        trace = rule.accumulate(XS, FACTORS, weights, PARAMS)
+        assert {leaf.dtype for leaf in jax.tree.leaves(trace)} == {jnp.dtype(jnp.float32)}
+        grads = rule.contract(trace, FACTORS[0], weights, PARAMS)
+        assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_decay_keeps_the_precision_of_the_trace():
+    trace = {"weight": jnp.ones((2, 2, 3, 4), jnp.bfloat16), "bias": jnp.ones((2, 2, 4), jnp.bfloat16)}
+    decayed = RULE.decay(trace, normal(2, 2, 2, 4), PARAMS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(decayed)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_broadcast_output_is_traced_per_position():
+    rule = bp.get_primitive_spec(bp.etp_elemwise_p).trace_rule.expanded(jnp.array([[0, 0, -1], [1, 1, 0]]))
+    weights = {"weight": jnp.array([2.0, 3.0])}
+    factors, signal = normal(4, 1, 2, 3).at[:, :, 0, 2].set(0), normal(1, 2, 3)
+    trace = rule.accumulate(None, factors, weights, {})
+    sensitivity = (signal * factors.sum(0))[0]
+    want = [sensitivity[0, :2].sum() + sensitivity[1, 2], sensitivity[1, :2].sum()]
+    assert jnp.allclose(rule.contract(trace, signal, weights, {})["weight"], jnp.array(want), atol=1e-5)
+    generic = bp.GenericTraceRule(rule.fn)
+    reference = generic.accumulate(None, factors, weights, {})
+    assert jnp.allclose(generic.contract(reference, signal, weights, {})["weight"], jnp.array(want), atol=1e-5)
+
+
+def test_helpers():
+    assert jnp.allclose(mix(normal(2, 3, 5), normal(3, 5)), jnp.einsum("srj,rj->sj", normal(2, 3, 5), normal(3, 5)))
+    assert jnp.allclose(sum_leading(normal(2, 3, 5), 2), normal(2, 3, 5).sum((0, 1)), atol=1e-6)
+    assert jnp.allclose(sum_leading(normal(2, 3), 0), normal(2, 3))
+    real = cast_like(jnp.array([1 + 2j]), jnp.zeros(1, jnp.float16))
+    assert (real.dtype, real.tolist()) == (jnp.float16, [1.0])
+
+
+def test_the_bare_rule_leaves_the_trace_to_its_subclasses():
+    rule = TraceRule(lambda x, weights, params: x * weights["weight"])
+    assert (
+        rule.pullback(jnp.ones((2, 3)), {"weight": jnp.ones(3)}, jnp.ones((2, 3)), {})["weight"].tolist() == [2.0] * 3
+    )
+    for method, count in ((rule.init, 6), (rule.accumulate, 4), (rule.decay, 3), (rule.contract, 4)):
+        with pytest.raises(NotImplementedError):
+            method(*[None] * count)
