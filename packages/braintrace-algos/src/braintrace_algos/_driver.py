@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ._errors import LearnerError, LearnerTypeError
 from ._fold import fold
 from ._fold_types import Window
-from ._functional import purify
+from ._functional import StatefulProgram
 from ._plan import Operands, Perturbations
 from ._progress import Progress
 from ._recording import recording
@@ -59,26 +59,12 @@ class GradientDriver:
         plan = self.plan
         example = jax.tree.map(lambda s: s[0], sequences)
         weights = plan.weights(plan.parameter_leaves())
-        self.step, self.states = purify(recorded, weights, plan.zero_perturbations(), example)
-        self.parameters = dict(learner.param_states)
-        path_of = {id(state): path for path, state in self.parameters.items()}
-        self.paths = [path_of.get(id(s)) for s in self.states]
-        self.others = [s for s, path in zip(self.states, self.paths, strict=True) if path is None]
-        self.shapes = self._shapes()
+        self.step = StatefulProgram(recorded, dict(learner.param_states), weights, plan.zero_perturbations(), example)
         self.run = jax.jit(self.gradient)
 
     def fits(self) -> bool:
         """Whether the states still have the shapes that the driver was traced with."""
-        return self.shapes == self._shapes()
-
-    def _shapes(self) -> Any:
-        return [
-            (
-                jax.tree.structure(s.value),
-                [(jnp.shape(v), jnp.result_type(v)) for v in jax.tree.leaves(s.value)],
-            )
-            for s in self.states
-        ]
+        return self.step.fits()
 
     def __call__(self, sequences: Any, scales: Any) -> tuple[dict[Any, Any], Any, Any]:
         """Gradients by path, losses and aux; states and traces advance."""
@@ -88,13 +74,11 @@ class GradientDriver:
 
     def read(self) -> tuple[dict[Any, Any], Values, Any]:
         """Parameters by path, values of the other states, and traces, as they are now."""
-        theta = {path: state.value for path, state in self.parameters.items()}
-        return theta, [s.value for s in self.others], self.method.etraces.value
+        return *self.step.read(), self.method.etraces.value
 
     def write(self, values: Values, traces: Any) -> None:
         """Give the states, parameters excepted, and the traces new values."""
-        for state, value in zip(self.others, values, strict=True):
-            state.value = value
+        self.step.write(values)
         self.method.etraces.value = traces
 
     def gradient(self, theta: dict[Any, Any], values: Values, traces: Any, sequences: Any, scales: Any) -> Any:
@@ -126,15 +110,9 @@ class GradientDriver:
         added = {path: jax.tree.map(lambda v: v + next(values), theta[path]) for path in self.plan.parameters}
         return {**theta, **added}
 
-    def _merge(self, theta: dict[Any, Any], values: Values) -> list[Any]:
-        """The values of all states of the step, in its order."""
-        own = iter(values)
-        return [next(own) if path is None else theta[path] for path in self.paths]
-
     def _loss(self, theta, weights, perturbations, values, slices, scale) -> Any:
-        (loss, aux, tape), new = self.step(self._merge(theta, values), weights, perturbations, slices)
-        kept = [v for v, path in zip(new, self.paths, strict=True) if path is None]
-        return loss * scale.astype(loss.dtype), (loss, aux, tape, kept)
+        (loss, aux, tape), values = self.step(theta, values, weights, perturbations, slices)
+        return loss * scale.astype(loss.dtype), (loss, aux, tape, values)
 
     def _strict_window(self, theta, weights, values, traces, sequences, scales) -> Any:
         """Each step is differentiated with its entry state held fixed; the fold joins the steps through D."""
@@ -158,12 +136,17 @@ class GradientDriver:
         d_weights, _, traces = fold(plan, tape, traces, weights, self._leaves_of(theta))
         return (d_weights, direct), losses, aux, values, traces
 
+    def _hidden_by_group(self, positions: list[int | None], values: Values) -> dict[int, Any]:
+        """The hidden states among `values`, by group."""
+        found = {at: jax.tree.leaves(v)[0] for at, v in zip(positions, values, strict=True) if at is not None}
+        return self.plan.by_group([found[i] for i in range(len(found))])
+
     def _full_window(self, theta, weights, values, traces, sequences, scales) -> Any:
         """The window is differentiated as a whole; the trace enters with the cotangent of the entry state."""
         plan = self.plan
         K = scales.shape[0]
         hidden = {id(s.state): i for i, s in enumerate(plan.graph.module_info.hidden)}
-        positions = [hidden.get(id(s)) for s in self.others]
+        positions = [hidden.get(id(s)) for s in self.step.others]
 
         zeros = plan.zero_perturbations()
 
@@ -180,7 +163,8 @@ class GradientDriver:
                 return values, (scaled, value, aux, tape)
 
             new, (scaled, losses, aux, tape) = jax.lax.scan(step, perturbed, (sequences, scales, deltas))
-            return scaled.sum(), (losses, aux, tape, new)
+            ahead = plan.carry.beyond(plan, traces, self._hidden_by_group(positions, new))
+            return scaled.sum() + ahead, (losses, aux, tape, new)
 
         deltas = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), zeros.deltas)
         gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)

@@ -75,7 +75,7 @@ class TrainingDriver:
         (theta, values, traces, memory, _), history = self.run(*driver.read(), memory, sequences, mask)
         driver.write(values, traces)
         for path in self.rule.paths:
-            driver.parameters[path].value = theta[path]
+            driver.step.parameters[path].value = theta[path]
         for state, value in zip(rule.states, memory, strict=True):
             state.value = value
         return history
