@@ -172,8 +172,10 @@ def _operation_pairs(spec: ETPPrimitiveSpec, operands: tuple[Any, ...], params: 
 def _transpose(spec, name, function, weight, y):
     try:
         return jax.linear_transpose(function, weight)(other(y))
-    except NotImplementedError as error:
-        raise ConformanceError(f"The operation is not linear in {name}.", where=spec.name) from error
+    except Exception as error:
+        raise ConformanceError(
+            f"The operation is not linear in {name}: it has no transpose.", where=spec.name
+        ) from error
 
 
 class _Window:
