@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from braintrace_algos import LearnerError, LearnerTypeError, compile
+
+from braintrace_algos import ETraceConfig, LearnerError, LearnerTypeError, compile
 from braintrace_primitives import matmul
 
 B, I, H, O, T = 2, 2, 3, 2, 5
@@ -237,3 +238,65 @@ def test_truncated_backpropagation_forgets_at_its_window():
     expected = gradient("bptt")[2]["W"]
     assert np.abs(gradient("tbptt", window=2)[2]["W"] - expected).max() > 0.05
     close(gradient("tbptt", window=T)[2]["W"], expected)
+
+
+def test_dni_starts_as_truncated_backpropagation_and_learns_the_credit_beyond():
+    """Targets of zero make the future credit a function of the state, which the synthetic gradient can learn."""
+    model, xs, zeros = LeakyTanh(), np.random.default_rng(5).normal(size=(40, B, I)), np.zeros((40, B, O))
+    first = gradient("dni", model, xs=xs[:1], ys=zeros[:1])[2]
+    close(first["W"], gradient("tbptt", model, xs=xs[:1], ys=zeros[:1], window=1)[2]["W"])
+
+    expected = gradient("bptt", model, xs=xs, ys=zeros)[2]["W"]
+    truncated = gradient("tbptt", model, xs=xs, ys=zeros, window=1)[2]["W"]
+    learner = gradient("dni", model, xs=xs, ys=zeros, rate=0.1)[0]
+
+    @brainstate.transform.jit
+    def again():
+        learner.reset_state()
+        step = lambda x, y: ((learner(x) - y) ** 2).sum()  # noqa: E731
+        return learner.etrace_grad(jnp.asarray(xs), jnp.asarray(zeros), step_fn=step, reduction="sum")[("W",)]
+
+    for _ in range(300):
+        learnt = np.asarray(again())
+    before, after = (np.linalg.norm(g - expected) for g in (truncated, learnt))
+    assert after < 0.4 * before
+    with pytest.raises(LearnerError, match="vmap"):
+        gradient("dni", vmap=True)
+    with pytest.raises(LearnerError, match="rate"):
+        gradient("dni", rate=3.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "options"),
+    [
+        ({}, "d_rtrl", {}),
+        ({"signal": "symmetric", "filter": "kappa", "kappa": 0.5}, "eprop", {"kappa_filter_decay": 0.5}),
+        (
+            {"factorisation": "input_output", "signal": "symmetric", "decay": (0.9, 0.3)},
+            "pp_prop",
+            {"decay_or_rank": (0.9, 0.3)},
+        ),
+        (
+            {"factorisation": "influence", "scope": "neighbourhood", "order": 1, "schedule": "window", "window": 1},
+            "snap",
+            {"n": 1},
+        ),
+        ({"scope": "coupled", "signal": "symmetric"}, "ostl_recurrent", {}),
+        ({"factorisation": "none", "scope": "full", "schedule": "window", "window": 2}, "tbptt", {"window": 2}),
+    ],
+)
+def test_a_config_names_the_point_of_a_class(config, name, options):
+    model = LeakyTanh()
+    got, expected = gradient(ETraceConfig(**config), model)[2], gradient(name, model, **options)[2]
+    close(got["W"], expected["W"])
+    close(got["V"], expected["V"])
+
+
+def test_illegal_configs_name_the_legal_ones():
+    with pytest.raises(LearnerError, match="scope in \\('full',\\)"):
+        ETraceConfig(factorisation="rank_one", schedule="window", window=1, key=jax.random.key(0))
+    with pytest.raises(LearnerError, match="needs? `kappa`"):
+        ETraceConfig(signal="symmetric", filter="kappa")
+    with pytest.raises(LearnerError, match="no such choice"):
+        ETraceConfig(signal="loud")
+    assert hash(ETraceConfig()) == hash(ETraceConfig())

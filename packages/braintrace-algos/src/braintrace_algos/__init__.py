@@ -9,6 +9,9 @@ from ._compare import GradientComparison as GradientComparison
 from ._compare import GradientQuality as GradientQuality
 from ._compare import compare_gradients as compare_gradients
 from ._compile import compile as compile
+from ._config import ETraceConfig as ETraceConfig
+from ._data import MultiStepData as MultiStepData
+from ._data import SingleStepData as SingleStepData
 from ._errors import CheckpointError as CheckpointError
 from ._errors import LearnerError as LearnerError
 from ._errors import LearnerTypeError as LearnerTypeError
@@ -22,6 +25,7 @@ from ._train import History as History
 from ._version import __version__ as __version__
 from .algorithms import BPTT as BPTT
 from .algorithms import D_RTRL as D_RTRL
+from .algorithms import DNI as DNI
 from .algorithms import ES_D_RTRL as ES_D_RTRL
 from .algorithms import OTTT as OTTT
 from .algorithms import RTRL as RTRL
@@ -35,3 +39,5 @@ from .algorithms import ParamDimVjpAlgorithm as ParamDimVjpAlgorithm
 from .algorithms import SnAp as SnAp
 from .algorithms import ThreeFactor as ThreeFactor
 from .algorithms import pp_prop as pp_prop
+from .carries import SyntheticGradient as SyntheticGradient
+from .carries import train_synthetic_gradient as train_synthetic_gradient

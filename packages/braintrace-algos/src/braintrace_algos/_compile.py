@@ -17,11 +17,13 @@ from braintrace_compiler import (
 )
 
 from ._checks import describe
+from ._config import ConfiguredLearner, ETraceConfig
 from ._errors import LearnerError, LearnerTypeError, UnknownAlgorithmError
 from ._learner import OnlineLearner
 from .algorithms import (
     BPTT,
     D_RTRL,
+    DNI,
     OTTT,
     RTRL,
     TBPTT,
@@ -37,6 +39,7 @@ from .algorithms import (
 _ALGORITHMS: dict[str, type[OnlineLearner]] = {
     "bptt": BPTT,
     "d_rtrl": D_RTRL,
+    "dni": DNI,
     "eprop": EProp,
     "es_d_rtrl": pp_prop,
     "ostl_feedforward": OSTLFeedforward,
@@ -53,7 +56,7 @@ _ALGORITHMS: dict[str, type[OnlineLearner]] = {
 
 def compile(
     model: brainstate.nn.Module,
-    algorithm: type[OnlineLearner] | str,
+    algorithm: type[OnlineLearner] | str | ETraceConfig,
     *example_inputs: Any,
     batch_size: int | None = None,
     seed: int | None = None,
@@ -66,8 +69,8 @@ def compile(
     Parameters
     ----------
     model : brainstate.nn.Module
-    algorithm : class or str
-        A class of this package such as ``D_RTRL``, or its name in any case.
+    algorithm : class, str or ETraceConfig
+        A class of this package such as ``D_RTRL``, its name in any case, or a point in the space of algorithms.
     *example_inputs
         Inputs of one time step, batched where `batch_size` is given; only shapes and dtypes matter.
     batch_size : int, optional
@@ -112,6 +115,8 @@ def compile(
     (5, 3)
     """
     cls = find_algorithm(algorithm)
+    if isinstance(algorithm, ETraceConfig):
+        options = {"config": algorithm, **options}
     if vmap and batch_size is None:
         raise LearnerTypeError("vmap=True maps a model over a batch.", expected="batch_size=<number of copies>")
     examples = jax.tree.map(jnp.asarray, example_inputs)
@@ -134,8 +139,10 @@ def compile(
     return learner
 
 
-def find_algorithm(algorithm: type[OnlineLearner] | str) -> type[OnlineLearner]:
+def find_algorithm(algorithm: type[OnlineLearner] | str | ETraceConfig) -> type[OnlineLearner]:
     """The class that `algorithm` names."""
+    if isinstance(algorithm, ETraceConfig):
+        return ConfiguredLearner
     if isinstance(algorithm, type) and issubclass(algorithm, OnlineLearner):
         return algorithm
     known = sorted(_ALGORITHMS)

@@ -4,6 +4,7 @@ from ._bptt import BPTT as BPTT
 from ._bptt import TBPTT as TBPTT
 from ._d_rtrl import D_RTRL as D_RTRL
 from ._d_rtrl import ParamDimVjpAlgorithm as ParamDimVjpAlgorithm
+from ._dni import DNI as DNI
 from ._e_prop import EProp as EProp
 from ._influence import RTRL as RTRL
 from ._influence import UORO as UORO

@@ -5,6 +5,9 @@ from ._factored import FactoredCarry as FactoredCarry
 from ._influence import InfluenceCarry as InfluenceCarry
 from ._influence import NeighbourhoodCarry as NeighbourhoodCarry
 from ._influence import SketchCarry as SketchCarry
+from ._synthetic import SyntheticCarry as SyntheticCarry
+from ._synthetic import SyntheticGradient as SyntheticGradient
+from ._synthetic import train_synthetic_gradient as train_synthetic_gradient
 from ._trace import TraceCarry as TraceCarry
 from ._variants import CoupledTraceCarry as CoupledTraceCarry
 from ._variants import FilteredTraceCarry as FilteredTraceCarry

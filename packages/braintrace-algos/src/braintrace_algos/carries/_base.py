@@ -65,6 +65,10 @@ class Carry:
         """Gradient of the parameter leaves by way of such a state, beyond that of the weights."""
         return []
 
+    def beyond(self, plan: Plan, carry: Any, h: dict[int, Any]) -> Any:
+        """What is added to the loss of a window for the credit beyond it, from the states at its exit."""
+        return 0.0
+
     def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         """The carry after one more step."""
         return carry
