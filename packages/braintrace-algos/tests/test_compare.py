@@ -87,7 +87,7 @@ def test_quality_is_measured_now_and_then(recurrent_model, data, loss):
     assert values == [part.total.cosine] * 3
     assert [call for call, _ in quality.history] == [0, 2]
     assert 0 < part.total.cosine < 0.99999
-    with pytest.raises(LearnerError, match="window"):
+    with pytest.raises(LearnerError, match="every"):
         learner.gradient_quality(step, every=0)
 
 

@@ -18,17 +18,16 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         )
 
 
+def check_steps(name: str, value: Any) -> None:
+    """Refuse a value of option `name` that is no number of steps."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise LearnerError(f"`{name}` must be a number of steps.", found=repr(value), expected="an int of at least 1")
+
+
 def check_window(window: Any) -> None:
-    """Refuse a window that is no number of steps."""
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
-        raise LearnerError("`window` must be a number of steps.", found=repr(window), expected="an int of at least 1")
-
-
-def check_decay(name: str, value: Any) -> float:
-    """Refuse a decay outside of [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
-        raise LearnerError(f"`{name}` must be a decay.", found=repr(value), expected="a number in [0, 1)")
-    return float(value)
+    """Refuse a window that is neither a number of steps nor None, for the whole sequence."""
+    if window is not None:
+        check_steps("window", window)
 
 
 def describe(value: Any) -> str:

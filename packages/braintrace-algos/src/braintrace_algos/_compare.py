@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._checks import check_choice, check_state_shapes, check_window
+from ._checks import check_choice, check_state_shapes, check_steps
 from ._driver import GradientDriver
 from ._sequence import SequenceDrivers, check_mask, sequence_length
 from ._tables import Table
@@ -193,8 +193,9 @@ class Comparison(SequenceDrivers):
                 print(quality(xs, ys))
                 learner.etrace_train(xs, ys, step_fn=step, optimizer=optimizer)
         """
-        check_window(every)
-        check_window(steps)
+        check_steps("every", every)
+        if steps is not None:
+            check_steps("steps", steps)
         check_choice("against", against, ("bptt", "rtrl"))
         return GradientQuality(self, step_fn, every, steps, against)
 

@@ -11,6 +11,7 @@ from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
 from ._checkpoint import Checkpoints
 from ._checks import check_arguments, check_choice, check_state_shapes, check_window
 from ._compare import Comparison
+from ._data import unwrap
 from ._errors import LearnerError
 from ._fold import online_step
 from ._plan import Operands, Perturbations, Plan, make_plan
@@ -18,6 +19,7 @@ from ._recording import Recording, active_recording
 from ._sequence import DriverCache
 from ._step import StepResult, run_step
 from ._train import Training
+from ._windows import run_window
 from .carries import Carry, TraceCarry
 
 
@@ -179,18 +181,21 @@ class OnlineLearner(Training, Checkpoints, Comparison, brainstate.nn.Module):
         self.running_index.value = jnp.zeros((), jnp.int32)
 
     def update(self, *args: Any) -> Any:
-        """One time step of the model.
+        """One time step of the model, or a window of them.
 
         Parameters
         ----------
         *args
-            Inputs of one step, shaped as in `compile`.
+            Inputs of one step, shaped as in `compile`; or `MultiStepData` of K steps.
 
         Returns
         -------
         pytree
-            The model's output.
+            The model's output; the outputs of all steps, stacked, where a window is given.
         """
+        args, is_window = unwrap(args)
+        if is_window:
+            return run_window(self, args)
         leaves = check_arguments(self.plan, args)
         check_state_shapes(self.plan)
         for state in self.param_states.values():

@@ -11,7 +11,8 @@ import numpy as np
 
 from braintrace_primitives._jax_compat import under_trace
 
-from ._checks import check_choice, check_state_shapes, describe
+from ._checks import check_choice, check_state_shapes, check_steps, describe
+from ._chunks import ChunkDriver
 from ._driver import GradientDriver
 from ._errors import LearnerError, LearnerTypeError
 from ._plan import Plan
@@ -29,6 +30,7 @@ class SequenceDrivers:
         *sequences: Any,
         step_fn: Callable[..., Any],
         mask: Any = None,
+        chunk_size: int | None = None,
         weights: dict[Any, brainstate.State] | None = None,
         reduction: str = "mean",
         loss_output: str = "per_step",
@@ -52,6 +54,9 @@ class SequenceDrivers:
             ``(loss, aux)`` with `has_aux`.
         mask : array of shape (T,), optional
             Weight of each step's loss. States and traces advance at every step.
+        chunk_size : int, optional
+            K > 1 gives `step_fn` windows of K steps instead of single ones: slices of shape (K, ...), of which it makes
+            one call ``learner(MultiStepData(xs))`` and returns K losses. The last window may be shorter.
         weights : dict, optional
             Path -> parameter to differentiate for; all parameters by default.
         reduction : {"mean", "sum"}
@@ -80,12 +85,16 @@ class SequenceDrivers:
         sequences = jax.tree.map(jnp.asarray, sequences)
         T = sequence_length(sequences)
         mask = check_mask(mask, T)
-        length = self._window_length(fold, T)
+        if chunk_size is not None:
+            check_steps("chunk_size", chunk_size)
+        chunked = chunk_size is not None and chunk_size > 1
+        length = min(chunk_size, T) if chunked else self._window_length(fold, T)
         norm = jnp.maximum(mask.sum(), 1) if reduction == "mean" else 1.0
 
         bar = Progress(T, type(self).__name__) if progress else None
-        make = functools.partial(GradientDriver, self, step_fn, has_aux, length, sequences, bar)
-        driver = self._cached(make, step_fn, sequences, bar, "gradient", has_aux, length)
+        cls = ChunkDriver if chunked else GradientDriver
+        make = functools.partial(cls, self, step_fn, has_aux, length, sequences, bar)
+        driver = self._cached(make, step_fn, sequences, bar, cls, has_aux, length)
         grads, losses, aux = driver(sequences, mask / norm)
 
         wanted = self.param_states if weights is None else weights

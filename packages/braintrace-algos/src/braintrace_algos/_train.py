@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import brainstate
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from braintrace_primitives._jax_compat import under_trace
 
-from ._checks import check_choice, check_state_shapes
+from ._checks import check_choice, check_state_shapes, check_steps
 from ._driver import GradientDriver, scan_windows
 from ._errors import LearnerError
 from ._optimizers import TransformationRule, UpdateRule, update_rule
@@ -192,7 +191,7 @@ class Training(SequenceDrivers):
         True
         """
         check_choice("reduction", reduction, ("mean", "sum"))
-        _check_update_every(update_every)
+        check_steps("update_every", update_every)
         check_state_shapes(self.plan)
         sequences = jax.tree.map(jnp.asarray, sequences)
         T = sequence_length(sequences)
@@ -206,7 +205,7 @@ class Training(SequenceDrivers):
 
         def make():
             driver = GradientDriver(self, step_fn, has_aux, length, sequences, bar)
-            every = min(int(update_every), T)
+            every = min(update_every, T)
             return TrainingDriver(driver, rule, every, reduction == "mean", masked, tuple(callbacks))
 
         options = (rule, update_every, reduction, masked, tuple(callbacks), has_aux, length)
@@ -250,10 +249,3 @@ class Training(SequenceDrivers):
             kept = rule.states[0] if isinstance(rule, TransformationRule) else None
             self._rule = update_rule(optimizer, parameters, kept)
         return self._rule
-
-
-def _check_update_every(update_every: Any) -> None:
-    if isinstance(update_every, bool) or not isinstance(update_every, (int, np.integer)) or update_every < 1:
-        raise LearnerError(
-            "`update_every` must be a number of steps.", found=repr(update_every), expected="an int of at least 1"
-        )

@@ -1,0 +1,105 @@
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from braintrace_algos import D_RTRL, LearnerError, LearnerTypeError, MultiStepData, SingleStepData, compile
+
+
+def compiled(model, data, **options):
+    return compile(model, D_RTRL, data[0][0], batch_size=data[0].shape[1], **options)
+
+
+def gradient_of_windows(learner, data, loss, K):
+    def total(xs, ys):
+        out = learner(MultiStepData(xs))
+        return sum(loss(o, y) for o, y in zip(out, ys, strict=True))
+
+    gradient = brainstate.transform.grad(total, learner.param_states)
+    parts = [gradient(data[0][t : t + K], data[1][t : t + K]) for t in range(0, len(data[0]), K)]
+    return jax.tree.map(lambda *g: sum(g), *parts)
+
+
+@pytest.mark.parametrize("vjp_method", ["single-step", "multi-step"])
+@pytest.mark.parametrize("vmap", [False, True])
+def test_a_window_is_as_the_driver_s(recurrent_model, data, loss, distance, vjp_method, vmap):
+    learner = compiled(recurrent_model, data, vjp_method=vjp_method, window=3, vmap=vmap)
+    expected = learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(x), y), reduction="sum")
+    traces, hidden = learner.etraces.value, recurrent_model.v.value
+    learner.reset_state()
+    assert distance(gradient_of_windows(learner, data, loss, 3), expected) < 1e-5
+    assert distance(learner.etraces.value, traces) < 1e-5
+    assert distance(hidden, recurrent_model.v.value) < 1e-6
+    assert int(learner.running_index.value) == len(data[0])
+
+
+def test_windows_differ_from_single_steps(recurrent_model, data, loss, distance):
+    learner = compiled(recurrent_model, data, vjp_method="multi-step")
+    windows = gradient_of_windows(learner, data, loss, 7)
+    learner.reset_state()
+    assert distance(gradient_of_windows(learner, data, loss, 1), windows) > 1e-2
+
+
+@pytest.mark.parametrize("vjp_method", ["single-step", "multi-step"])
+def test_chunks_are_windows_of_the_call(recurrent_model, data, loss, distance, vjp_method):
+    learner = compiled(recurrent_model, data, vjp_method=vjp_method, window=3)
+    mask = jnp.arange(len(data[0])) != 1
+
+    def step(x, y):
+        return loss(learner(x), y)
+
+    expected, losses = learner.etrace_grad(*data, step_fn=step, mask=mask, return_value=True)
+    learner.reset_state()
+
+    def window(x, y):
+        out = learner(MultiStepData(x))
+        return jnp.mean((out - y) ** 2, axis=(1, 2)), out
+
+    grads, values, aux = learner.etrace_grad(
+        *data, step_fn=window, mask=mask, chunk_size=3, return_value=True, has_aux=True
+    )
+    assert distance(grads, expected) < 1e-5
+    np.testing.assert_allclose(values, losses, rtol=1e-5)
+    assert aux.shape == data[1].shape
+    learner.reset_state()
+    if vjp_method == "multi-step":
+        longer = learner.etrace_grad(*data, step_fn=lambda x, y: window(x, y)[0], mask=mask, chunk_size=5)
+        assert distance(longer, expected) > 1e-3
+    same = learner.etrace_grad(*data, step_fn=step, mask=mask, chunk_size=1)
+    assert jax.tree.structure(same) == jax.tree.structure(expected)
+
+
+def test_chunks_are_compiled_once(recurrent_model, data):
+    learner = compiled(recurrent_model, data, vjp_method="multi-step")
+    traced = []
+
+    def window(x, y):
+        traced.append(None)
+        return jnp.mean((learner(MultiStepData(x)) - y) ** 2, axis=(1, 2))
+
+    learner.etrace_grad(*data, step_fn=window, chunk_size=3)
+    count = len(traced)
+    learner.etrace_grad(*data, step_fn=window, chunk_size=3)
+    assert len(traced) == count
+
+
+def test_single_step_data_is_the_step_itself(model, data):
+    learner = compiled(model, data)
+    expected = learner(data[0][0])
+    learner.reset_state()
+    np.testing.assert_array_equal(learner(SingleStepData(data[0][0])), expected)
+
+
+def test_unfit_windows_are_refused(model, data, loss):
+    learner = compiled(model, data, vjp_method="multi-step")
+    with pytest.raises(LearnerError, match="another shape"):
+        learner(MultiStepData(data[0][..., :-1]))
+    with pytest.raises(LearnerError, match="chunk_size"):
+        learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(MultiStepData(x[None]))[0], y))
+    with pytest.raises(LearnerError, match="one loss for each step"):
+        learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(MultiStepData(x)), y), chunk_size=3)
+    with pytest.raises(LearnerTypeError, match="all arguments"):
+        learner(MultiStepData(data[0]), data[0])
+    with pytest.raises(LearnerError, match="chunk_size"):
+        learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(x), y), chunk_size=0)
