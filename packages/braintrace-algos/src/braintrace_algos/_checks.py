@@ -30,6 +30,13 @@ def check_window(window: Any) -> None:
         check_steps("window", window)
 
 
+def check_decay(name: str, value: Any) -> float:
+    """Refuse a decay outside of [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+        raise LearnerError(f"`{name}` must be a decay.", found=repr(value), expected="a number in [0, 1)")
+    return float(value)
+
+
 def describe(value: Any) -> str:
     """Shape and dtype of an array, as ``f32[4,5]``."""
     dtype = jnp.dtype(value.dtype)
