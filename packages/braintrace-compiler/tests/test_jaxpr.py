@@ -12,13 +12,12 @@ from braintrace_compiler._jaxpr import (
     eval_jaxpr,
     fresh_var,
     inline,
-    jit_body,
     name_literal_outputs,
     needed,
     slice_program,
     splice,
 )
-from braintrace_primitives._jax_compat import Literal, make_jaxpr_without_consts
+from braintrace_primitives._jax_compat import Literal, jit_p, make_jaxpr_without_consts
 
 
 def program(function, *args):
@@ -27,6 +26,12 @@ def program(function, *args):
 
 def names(eqns):
     return [eqn.primitive.name for eqn in eqns]
+
+
+def open_jit(eqn):
+    return (
+        (lambda opening, eqn, operands: opening.call(eqn.params["jaxpr"], operands)) if eqn.primitive is jit_p else None
+    )
 
 
 def chain(x, y):
@@ -75,14 +80,14 @@ def test_inlining_opens_nested_calls_and_lifts_their_constants():
         return inner(x) + inner(2.0 * x)
 
     closed, consts = program(outer, jnp.ones(3))
-    opened, values = inline(closed, consts, jit_body)
+    opened, values = inline(closed, consts, open_jit)
     assert "jit" not in {name.replace("pjit", "jit") for name in names(opened.eqns)}
     np.testing.assert_allclose(eval_jaxpr(opened, *values, jnp.ones(3))[0], outer(jnp.ones(3)), rtol=1e-6)
 
 
 def test_inlining_drops_what_nobody_needs():
     closed, consts = program(jax.jit(lambda x: (jnp.sin(x), jnp.cos(x))[0]), 1.0)
-    opened, _ = inline(closed, consts, jit_body)
+    opened, _ = inline(closed, consts, open_jit)
     assert names(opened.eqns) == ["sin"]
 
 

@@ -273,8 +273,6 @@ def test_scatter_with_meeting_updates_mixes_them():
     "function",
     [
         lambda x: jnp.sort(x),
-        lambda x: jax.lax.scan(lambda c, a: (c + a, c), 0.0, x)[1],
-        lambda x: jax.lax.while_loop(lambda c: c[0] < 9, lambda c: c + 1, x),
         lambda x: jnp.fft.ifft(jnp.fft.fft(x)).real,
         lambda x: jnp.linalg.solve(jnp.eye(H), x),
         lambda x: jnp.convolve(x, jnp.ones(2), mode="same"),
@@ -405,3 +403,46 @@ def test_the_soundness_check_can_fail(label, monkeypatch):
     monkeypatch.setitem(globals(), "targets", lambda function, arg: [np.full(np.shape(arg), label)])
     with pytest.raises(AssertionError):
         assert_sound(jnp.tanh, matrix())
+
+
+LOOPED = {
+    "element-wise": lambda x: jax.lax.fori_loop(0, 3, lambda i, c: 0.5 * c + jnp.sin(x), x),
+    "long": lambda x: jax.lax.fori_loop(0, 1000, lambda i, c: 0.5 * c + jnp.sin(x), x),
+    "roll": lambda x: jax.lax.fori_loop(0, 2, lambda i, c: jnp.roll(c, 1), x),
+    "scanned": lambda x: jax.lax.scan(lambda c, row: (c + row, None), jnp.zeros(H), x.reshape(1, H))[0],
+    "stacked": lambda x: jax.lax.scan(lambda c, _: (0.5 * c, c), x, None, length=3, reverse=True)[1].sum(0),
+    "nested": lambda x: jax.lax.fori_loop(0, 2, lambda i, c: jax.lax.fori_loop(0, 2, lambda j, d: d * x, c), x),
+}
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_loops_are_followed(name):
+    arg = jnp.array([0.3, -0.7, 1.1])
+    assert_sound(LOOPED[name], arg)
+    (fed,) = targets(LOOPED[name], arg)
+    (come,) = sources(LOOPED[name], arg)
+    assert (fed != MANY).all()
+    assert (come != MANY).all()
+
+
+def test_a_running_sum():
+    (fed,) = targets(lambda x: jax.lax.scan(lambda c, a: (c + a, c), 0.0, x)[1], jnp.ones(H))
+    assert fed.tolist() == [MANY, 2, NONE]
+
+
+def test_loops_that_mix():
+    for length in (2, 100):
+        (fed,) = targets(lambda x, n=length: jax.lax.fori_loop(0, n, lambda i, c: c + jnp.roll(c, 1), x), jnp.ones(H))
+        assert (fed == MANY).all()
+
+
+def test_while_loops_join_their_iterations():
+    def still(x):
+        return jax.lax.while_loop(lambda c: c.sum() < 10, lambda c: 1.5 * c + x, x)
+
+    def moving(x):
+        return jax.lax.while_loop(lambda c: c.sum() < 10, lambda c: jnp.roll(c, 1) * 1.5, x)
+
+    np.testing.assert_array_equal(targets(still, jnp.ones(H))[0], np.arange(H))
+    np.testing.assert_array_equal(sources(still, jnp.ones(H))[0], np.arange(H))
+    assert (targets(moving, jnp.ones(H))[0] == MANY).all()

@@ -13,6 +13,7 @@ Four stages, each a function from immutable data to immutable data:
 
 from ._certificate import Certificate as Certificate
 from ._certificate import Omission as Omission
+from ._control_flow import ControlFlowPolicy as ControlFlowPolicy
 from ._diagnostics import CompilationRecord as CompilationRecord
 from ._diagnostics import DiagnosticKind as DiagnosticKind
 from ._diagnostics import DiagnosticLevel as DiagnosticLevel

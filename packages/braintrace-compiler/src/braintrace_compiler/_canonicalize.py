@@ -3,43 +3,44 @@
 from collections.abc import Sequence
 from typing import Any
 
-from braintrace_primitives import is_etp_primitive
-from braintrace_primitives._jax_compat import custom_jvp_call_p, custom_vjp_call_p, remat_p
+from braintrace_primitives._jax_compat import custom_jvp_call_p, custom_vjp_call_p, jit_p, remat_p
 
-from ._errors import NotSupportedError
-from ._jaxpr import Jaxpr, JaxprEqn, bodies, inline, jit_body, name_literal_outputs, source_line
+from ._control_flow import ControlFlow, ControlFlowPolicy
+from ._diagnostics import CompilationRecord
+from ._jaxpr import Jaxpr, JaxprEqn, Opening, bodies, inline, name_literal_outputs
 
-_OPENED_FOR_ETP = {remat_p: "jaxpr", custom_jvp_call_p: "call_jaxpr", custom_vjp_call_p: "call_jaxpr"}
-
-
-def holds_etp(jaxpr: Any) -> bool:
-    """Whether an ETP operation stands in `jaxpr`, at any depth."""
-    return any(is_etp_primitive(eqn.primitive) or any(holds_etp(body) for body in bodies(eqn)) for eqn in jaxpr.eqns)
+_CALLS = {remat_p: "jaxpr", custom_jvp_call_p: "call_jaxpr", custom_vjp_call_p: "call_jaxpr"}
 
 
-def _transparent(eqn: JaxprEqn) -> str | None:
-    name = _OPENED_FOR_ETP.get(eqn.primitive)
-    if name is not None:
-        return name if holds_etp(eqn.params[name]) else None
-    return jit_body(eqn)
+def canonicalize(
+    jaxpr: Jaxpr, consts: Sequence[Any], policy: ControlFlowPolicy | None = None
+) -> tuple[Jaxpr, list[Any], tuple[CompilationRecord, ...]]:
+    """Open every ``jit``, and everything else that holds an ETP operation; control flow by `policy`.
 
-
-def canonicalize(jaxpr: Jaxpr, consts: Sequence[Any]) -> tuple[Jaxpr, list[Any]]:
-    """Open every ``jit``, and every other call that holds an ETP operation.
+    Returns
+    -------
+    Jaxpr, list
+        The program, whose every output is a variable, and its constants.
+    tuple of CompilationRecord
+        What was done with control flow.
 
     Raises
     ------
     NotSupportedError
-        If an ETP operation stands inside control flow.
+        If an ETP operation stands inside control flow that the policy does not open.
     """
-    program, values = name_literal_outputs(*inline(jaxpr, consts, _transparent))
-    for eqn in program.eqns:
-        if any(holds_etp(body) for body in bodies(eqn)):
-            raise NotSupportedError(
-                f"A marked operation stands inside `{eqn.primitive.name}`, where the compiler cannot follow it.",
-                where=source_line(eqn),
-                found=f"an ETP operation in the body of `{eqn.primitive.name}`",
-                expected="marked operations outside of control flow",
-                fix="compute the marked operation before the loop or branch, or unroll the loop in Python",
-            )
-    return program, values
+    control_flow = ControlFlow(policy or ControlFlowPolicy())
+
+    def expand(eqn: JaxprEqn) -> Any:
+        if eqn.primitive is jit_p:
+            return _open_call
+        if not any(map(control_flow.holds_marked, bodies(eqn))):
+            return None
+        return _open_call if eqn.primitive in _CALLS else control_flow.expand(eqn)
+
+    program, values = name_literal_outputs(*inline(jaxpr, consts, expand))
+    return program, values, tuple(control_flow.records)
+
+
+def _open_call(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    return opening.call(eqn.params[_CALLS.get(eqn.primitive, "jaxpr")], operands)

@@ -64,8 +64,14 @@ class DiagnosticKind(enum.Enum):
     STATE_MISMATCH = "state_mismatch"
     """A hidden state of the model is not touched by the step."""
 
+    COND_IF_CONVERTED = "cond_if_converted"
+    """A ``cond`` or ``switch`` holds a marked operation: every branch is evaluated, and one selected."""
+
+    SCAN_UNROLLED = "scan_unrolled"
+    """A loop of few iterations holds a marked operation: it is unrolled."""
+
     WEIGHT_IN_CONTROL_FLOW = "weight_in_control_flow"
-    """A marked operation stands inside control flow that the compiler does not open."""
+    """A marked operation stands inside control flow that stays closed by choice: same-step gradient."""
 
 
 class CompilationRecord(NamedTuple):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ._certificate import Certificate, certify
+from ._control_flow import ControlFlowPolicy
 from ._diagnostics import CompilationRecord, DiagnosticKind, Path, emit_warnings, render, select
 from ._findings import structural_findings
 from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo
@@ -77,7 +78,9 @@ class ETraceGraph(NamedTuple):
         return self.report()._repr_html_()
 
 
-def compile_etrace_graph(model: Callable[..., Any], *args: Any) -> ETraceGraph:
+def compile_etrace_graph(
+    model: Callable[..., Any], *args: Any, control_flow: ControlFlowPolicy | None = None
+) -> ETraceGraph:
     """Run the four stages of the compiler.
 
     Parameters
@@ -86,6 +89,8 @@ def compile_etrace_graph(model: Callable[..., Any], *args: Any) -> ETraceGraph:
         With initialised states.
     *args
         Example inputs of one step.
+    control_flow : ControlFlowPolicy, optional
+        What is done with marked operations inside branches and loops.
 
     Returns
     -------
@@ -119,12 +124,16 @@ def compile_etrace_graph(model: Callable[..., Any], *args: Any) -> ETraceGraph:
     >>> [(r.weight_path, r.connected_hidden_paths) for r in graph.hidden_param_op_relations]
     [(('w',), (('h',),))]
     """
-    minfo = extract_module_info(model, *args)
+    minfo = extract_module_info(model, *args, control_flow=control_flow)
     groups, hid_path_to_group = find_hidden_groups_from_minfo(minfo)
     found = find_relations(minfo, groups)
     perturbation = perturb(minfo, groups, found.operations, found.transitions)
     told = {r.weight_path for r in found.records if r.kind is DiagnosticKind.TIME_VARYING_WEIGHT}
-    records = (*found.records, *structural_findings(model, minfo, groups, found.relations, perturbation, told))
+    records = (
+        *minfo.records,
+        *found.records,
+        *structural_findings(model, minfo, groups, found.relations, perturbation, told),
+    )
     graph = ETraceGraph(minfo, groups, hid_path_to_group, found.relations, perturbation, records)
     emit_warnings(records)
     return graph

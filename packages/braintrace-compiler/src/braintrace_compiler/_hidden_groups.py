@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import brainstate
+import jax.numpy as jnp
 import numpy as np
 
 from ._diagnostics import Path
 from ._flow import between, dependence, influence, is_marked, join_bits, numbers, seeds_of
-from ._jaxpr import Jaxpr, JaxprEqn, Var, reads, slice_program
+from ._jaxpr import Jaxpr, JaxprEqn, Var, build_jaxpr, emit, fresh_var, reads, resolve, slice_program, splice
 from ._module_info import ModuleInfo, StateInfo
 from ._positions import NONE, propagate_targets
 
@@ -76,6 +77,29 @@ class HiddenGroup(NamedTuple):
             S arrays of shape (..., *varshape).
         """
         return [part for value, width in zip(values, self.widths, strict=True) for part in columns(value, width)]
+
+    def by_state(self, program: Jaxpr) -> Jaxpr:
+        """`program`, from hidden states and more to hidden states, with each of the S states on its own."""
+        if all(width is None for width in self.widths):
+            return program
+        eqns: list[JaxprEqn] = []
+        env: dict[Var, Any] = {}
+        inputs: list[Var] = []
+        for v, width in zip(self.hidden_invars, self.widths, strict=True):
+            if width is None:
+                inputs.append(v)
+                continue
+            parts = [fresh_var(v.aval.update(shape=v.aval.shape[:-1])) for _ in range(width)]
+            stacking, (env[v],) = splice(lambda *parts: jnp.stack(parts, -1), *parts)
+            inputs += parts
+            eqns += stacking
+        emit(eqns, program.eqns, env)
+        outputs: list[Any] = []
+        for v, width in zip(program.outvars, self.widths, strict=True):
+            taking, parts = splice(lambda whole, width=width: columns(whole, width), resolve(env, v))
+            eqns += taking
+            outputs += parts
+        return build_jaxpr([*inputs, *program.invars[len(self.widths) :]], outputs, eqns, like=program)
 
 
 def columns(value: Any, width: int | None) -> list[Any]:

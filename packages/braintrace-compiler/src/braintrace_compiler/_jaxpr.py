@@ -20,16 +20,17 @@ from braintrace_primitives._jax_compat import (
     build_jaxpr,
     eval_jaxpr,
     fresh_var,
-    jit_p,
     make_jaxpr_without_consts,
     source_line,
     sub_jaxprs,
 )
 
 __all__ = [
+    "Expand",
     "Jaxpr",
     "JaxprEqn",
     "Literal",
+    "Opening",
     "Var",
     "add_equation",
     "bodies",
@@ -39,7 +40,6 @@ __all__ = [
     "eval_jaxpr",
     "fresh_var",
     "inline",
-    "jit_body",
     "name_literal_outputs",
     "needed",
     "reads",
@@ -47,7 +47,6 @@ __all__ = [
     "slice_program",
     "source_line",
     "splice",
-    "sub_program",
 ]
 
 
@@ -96,58 +95,77 @@ def slice_program(
     return build_jaxpr([*inputs, *outside], outputs, eqns, like=jaxpr), tuple(outside)
 
 
-def sub_program(eqn: JaxprEqn, name: str) -> tuple[Jaxpr, list[Any]]:
-    """The jaxpr in parameter `name` of `eqn` as a program, and the values of its lifted constants."""
-    return make_jaxpr_without_consts(eqn.params[name])
+class Opening:
+    """A program under construction, in which some equations are replaced by what they stand for."""
+
+    def __init__(self, expand: "Expand"):
+        self._expand = expand
+        self._eqns: list[JaxprEqn] = []
+        self._lifted: dict[Var, Any] = {}
+        self._programs: dict[int, tuple[Any, Jaxpr, list[Var]]] = {}
+
+    def run(self, body: Iterable[JaxprEqn], env: dict[Var, Any]) -> None:
+        """Append the equations of `body`, opened; `env` maps their variables to atoms of the new program."""
+        for eqn in body:
+            invars = [resolve(env, v) for v in eqn.invars]
+            opened = self._expand(eqn)
+            if opened is not None:
+                env.update(zip(eqn.outvars, opened(self, eqn, invars), strict=True))
+                continue
+            outvars = [v if isinstance(v, DropVar) else fresh_var(v.aval) for v in eqn.outvars]
+            env.update(zip(eqn.outvars, outvars, strict=True))
+            self._eqns.append(eqn.replace(invars=invars, outvars=outvars))
+
+    def call(self, body: Any, operands: Sequence[Any]) -> list[Any]:
+        """Append the equations of the jaxpr `body`, opened; its constants are lifted once."""
+        if id(body) not in self._programs:
+            program, values = make_jaxpr_without_consts(body)
+            constants = [fresh_var(v.aval) for v in program.invars[: len(values)]]
+            self._lifted.update(zip(constants, values, strict=True))
+            self._programs[id(body)] = body, program, constants
+        _, program, constants = self._programs[id(body)]
+        env = dict(zip(program.invars, [*constants, *operands], strict=True))
+        self.run(program.eqns, env)
+        return [resolve(env, v) for v in program.outvars]
+
+    def apply(self, function: Callable[..., Any], *operands: Any) -> list[Any]:
+        """Append the equations of a function in plain JAX."""
+        eqns, results = splice(function, *operands)
+        self._eqns += eqns
+        return results
+
+    def finish(self, like: Jaxpr, outvars: Sequence[Any], consts: Sequence[Any]) -> tuple[Jaxpr, list[Any]]:
+        """The program and its constants, those of opened bodies first, without what its outputs do not need."""
+        kept = needed(self._eqns, outvars)
+        used = {v for eqn in kept for v in reads(eqn)} | {v for v in outvars if not isinstance(v, Literal)}
+        lifted = {v: value for v, value in self._lifted.items() if v in used}
+        return build_jaxpr([*lifted, *like.invars], outvars, kept, like=like), [*lifted.values(), *consts]
 
 
-def inline(
-    jaxpr: Jaxpr, consts: Sequence[Any], transparent: Callable[[JaxprEqn], str | None]
-) -> tuple[Jaxpr, list[Any]]:
-    """Replace call equations by their bodies, at any depth.
+Expand = Callable[[JaxprEqn], Callable[[Opening, JaxprEqn, Sequence[Any]], Sequence[Any]] | None]
+
+
+def inline(jaxpr: Jaxpr, consts: Sequence[Any], expand: Expand) -> tuple[Jaxpr, list[Any]]:
+    """Replace equations by what they stand for, at any depth.
 
     Parameters
     ----------
     jaxpr : Jaxpr
         A program; its first inputs take `consts`.
     consts : sequence
-    transparent : callable
-        Gives the name of the parameter that holds the body of an equation to open, or None to leave it closed.
+    expand : callable
+        Gives, for an equation to open, a function ``(opening, eqn, operands) -> results`` that appends the equations
+        which take its place; None leaves it as it is.
 
     Returns
     -------
     Jaxpr, list
         The program and its constants; constants of opened bodies come first.
     """
-    lifted: list[tuple[Var, Any]] = []
-    eqns: list[JaxprEqn] = []
-
-    def walk(body: Sequence[JaxprEqn], env: dict[Var, Any], rename: bool) -> None:
-        for eqn in body:
-            invars = [resolve(env, v) for v in eqn.invars]
-            name = transparent(eqn)
-            if name is not None:
-                inner, values = sub_program(eqn, name)
-                constants = [fresh_var(v.aval) for v in inner.invars[: len(values)]]
-                lifted.extend(zip(constants, values, strict=True))
-                local = dict(zip(inner.invars, [*constants, *invars], strict=True))
-                walk(inner.eqns, local, True)
-                env.update(zip(eqn.outvars, [resolve(local, v) for v in inner.outvars], strict=True))
-                continue
-            outvars = eqn.outvars
-            if rename:
-                outvars = [v if isinstance(v, DropVar) else fresh_var(v.aval) for v in outvars]
-                env.update(zip(eqn.outvars, outvars, strict=True))
-            eqns.append(eqn.replace(invars=invars, outvars=outvars))
-
+    opening = Opening(expand)
     env: dict[Var, Any] = {}
-    walk(jaxpr.eqns, env, False)
-    outvars = [resolve(env, v) for v in jaxpr.outvars]
-    kept = needed(eqns, outvars)
-    used = {v for eqn in kept for v in reads(eqn)} | {v for v in outvars if not isinstance(v, Literal)}
-    lifted = [(v, value) for v, value in lifted if v in used]
-    invars = [*(v for v, _ in lifted), *jaxpr.invars]
-    return build_jaxpr(invars, outvars, kept, like=jaxpr), [*(value for _, value in lifted), *consts]
+    opening.run(jaxpr.eqns, env)
+    return opening.finish(jaxpr, [resolve(env, v) for v in jaxpr.outvars], consts)
 
 
 def name_literal_outputs(jaxpr: Jaxpr, consts: Sequence[Any]) -> tuple[Jaxpr, list[Any]]:
@@ -202,11 +220,6 @@ def emit(eqns: list[JaxprEqn], body: Iterable[JaxprEqn], env: dict[Var, Any]) ->
         outvars = [v if isinstance(v, DropVar) else fresh_var(v.aval) for v in eqn.outvars]
         eqns.append(eqn.replace(invars=[resolve(env, v) for v in eqn.invars], outvars=outvars))
         env.update(zip(eqn.outvars, outvars, strict=True))
-
-
-def jit_body(eqn: JaxprEqn) -> str | None:
-    """The parameter that holds the body, if `eqn` is a ``jit``."""
-    return "jaxpr" if eqn.primitive is jit_p else None
 
 
 def bodies(eqn: JaxprEqn) -> Iterator[Any]:

@@ -10,7 +10,8 @@ import jax
 from braintrace_primitives._jax_compat import Jaxpr, Var, make_jaxpr_without_consts
 
 from ._canonicalize import canonicalize
-from ._diagnostics import Path
+from ._control_flow import ControlFlowPolicy
+from ._diagnostics import CompilationRecord, Path
 from ._errors import CompilationError
 from ._positions_constants import Constants
 
@@ -74,6 +75,8 @@ class ModuleInfo(NamedTuple):
     arg_invars, out_outvars : tuple of Var
     states : tuple of StateInfo
         In the order in which the step first touches them.
+    records : tuple of CompilationRecord
+        What was done with control flow.
     """
 
     jaxpr: Jaxpr
@@ -83,6 +86,7 @@ class ModuleInfo(NamedTuple):
     arg_invars: tuple[Var, ...]
     out_outvars: tuple[Any, ...]
     states: tuple[StateInfo, ...]
+    records: tuple[CompilationRecord, ...] = ()
 
     def of_kind(self, kind: StateKind) -> tuple[StateInfo, ...]:
         """The states of one kind."""
@@ -133,7 +137,9 @@ class ModuleInfo(NamedTuple):
         return {v: s.path for s in self.parameters for v in s.invars}
 
 
-def extract_module_info(model: Callable[..., Any], *args: Any) -> ModuleInfo:
+def extract_module_info(
+    model: Callable[..., Any], *args: Any, control_flow: ControlFlowPolicy | None = None
+) -> ModuleInfo:
     """Trace one step of `model` and classify its states.
 
     Parameters
@@ -142,10 +148,17 @@ def extract_module_info(model: Callable[..., Any], *args: Any) -> ModuleInfo:
         A model whose states are initialised; it is called as ``model(*args)``.
     *args
         Example inputs of one step; only shapes and dtypes matter.
+    control_flow : ControlFlowPolicy, optional
+        What is done with marked operations inside branches and loops.
 
     Returns
     -------
     ModuleInfo
+
+    Raises
+    ------
+    NotSupportedError
+        If a marked operation stands inside control flow that the policy does not open.
 
     Raises
     ------
@@ -173,7 +186,7 @@ def extract_module_info(model: Callable[..., Any], *args: Any) -> ModuleInfo:
     states = function.get_states(*args)
     out_shape, _ = function.get_out_shapes(*args)
 
-    program, consts = canonicalize(*make_jaxpr_without_consts(closed))
+    program, consts, records = canonicalize(*make_jaxpr_without_consts(closed), control_flow)
     arg_leaves, args_tree = jax.tree.flatten(args)
     out_leaves, out_tree = jax.tree.flatten(out_shape)
     inputs, outputs = iter(program.invars[len(consts) :]), iter(program.outvars)
@@ -186,7 +199,7 @@ def extract_module_info(model: Callable[..., Any], *args: Any) -> ModuleInfo:
     for info in infos:
         if info.kind is StateKind.HIDDEN:
             _require_constant_shape(info, arg_invars)
-    return ModuleInfo(program, tuple(consts), args_tree, out_tree, arg_invars, out_outvars, tuple(infos))
+    return ModuleInfo(program, tuple(consts), args_tree, out_tree, arg_invars, out_outvars, tuple(infos), records)
 
 
 def _state_info(state: brainstate.State, path: Path, inputs: Any, outputs: Any) -> StateInfo:

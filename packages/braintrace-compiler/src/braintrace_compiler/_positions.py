@@ -37,6 +37,7 @@ from ._positions_constants import Constants as Constants
 from ._positions_labels import MANY as MANY
 from ._positions_labels import NONE as NONE
 from ._positions_labels import Gather, RelationTable, Scatter, Whole, join, no_labels
+from ._positions_loops import LOOPS, loop_sources, loop_targets
 from ._positions_relations import known_relations, mixing
 
 _TRANSPARENT = (jit_p, remat_p, closed_call_p, cond_p)
@@ -174,6 +175,10 @@ def _targets(jaxpr: Jaxpr, out_labels: _Labels, constants: Constants, depth: int
                 inner = _targets(body.program, outs, constants.enter(*body), depth)
                 _merge(env, body.operands, inner[len(body.consts) :])
             continue
+        if eqn.primitive in LOOPS:
+            found = loop_targets(eqn, outs, constants, lambda body, labels, known: _targets(body, labels, known, depth))
+            _merge(env, [eqn.invars[i] for i in found], list(found.values()))
+            continue
         for (i, j), relation in _relations(eqn, constants, depth).items():
             labels = outs[j]
             if labels is not None and _carries(eqn.invars[i]):
@@ -192,6 +197,10 @@ def _sources(jaxpr: Jaxpr, in_labels: _Labels, constants: Constants, depth: int)
             for body in _bodies(eqn):
                 inner = [None] * len(body.consts) + _look_up(env, body.operands)
                 _merge(env, eqn.outvars, _sources(body.program, inner, constants.enter(*body), depth))
+            continue
+        if eqn.primitive in LOOPS:
+            found = loop_sources(eqn, ins, constants, lambda body, labels, known: _sources(body, labels, known, depth))
+            _merge(env, [eqn.outvars[j] for j in found], list(found.values()))
             continue
         for (i, j), relation in _relations(eqn, constants, depth).items():
             labels = ins[i]

@@ -273,8 +273,8 @@ _RULES: dict[Any, Rule] = {
     **_family("scatter_add scatter_sub scatter_mul scatter_min scatter_max", _scatter_into),
     **_family(
         """conv_general_dilated cumlogsumexp cummax cummin cumprod cumsum fft linear_solve reduce
-        reduce_window reduce_window_max reduce_window_min reduce_window_sum scan select_and_gather_add
-        select_and_scatter select_and_scatter_add sort top_k while""",
+        reduce_window reduce_window_max reduce_window_min reduce_window_sum select_and_gather_add
+        select_and_scatter select_and_scatter_add sort top_k""",
         mixing,
     ),
     add_jaxvals_p: _element_wise,

@@ -2,14 +2,13 @@
 
 import enum
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from ._flow import between, dependence, influence, is_marked, join_bits, seeds_of
-from ._hidden_groups import HiddenGroup, columns, new_states_elsewhere
-from ._jaxpr import Jaxpr, JaxprEqn, Var, build_jaxpr, emit, fresh_var, resolve, slice_program, splice
+from ._hidden_groups import HiddenGroup, new_states_elsewhere
+from ._jaxpr import Jaxpr, JaxprEqn, Var, slice_program
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation
 from ._positions import MANY, NONE, Constants, propagate_sources, propagate_targets
@@ -126,7 +125,7 @@ def _find_one(
         transition, rest, _ = _find_one(minfo, group, matched, kept, known)
         return transition, rest, unmatched
     transition = LocalTransition(
-        group, y_vars, _by_state(program, group), constvars, remembers, any(part.size > 0 for part in moved)
+        group, y_vars, group.by_state(program), constvars, remembers, any(part.size > 0 for part in moved)
     )
     return transition, tuple(feeds), ()
 
@@ -146,27 +145,3 @@ def _find_feed(program: Jaxpr, group: HiddenGroup, k: int, label: np.ndarray, kn
     if not np.any(reached == MANY):
         return Feed(FeedKind.BROADCAST, reached)
     return Feed(FeedKind.DIAGONAL) if label.shape == own.shape else None
-
-
-def _by_state(program: Jaxpr, group: HiddenGroup) -> Jaxpr:
-    """`program` with each of the S states of a position as an input and an output of its own."""
-    if all(width is None for width in group.widths):
-        return program
-    eqns: list[JaxprEqn] = []
-    env: dict[Var, Any] = {}
-    inputs: list[Var] = []
-    for v, width in zip(group.hidden_invars, group.widths, strict=True):
-        if width is None:
-            inputs.append(v)
-            continue
-        parts = [fresh_var(v.aval.update(shape=v.aval.shape[:-1])) for _ in range(width)]
-        stacking, (env[v],) = splice(lambda *parts: jnp.stack(parts, -1), *parts)
-        inputs += parts
-        eqns += stacking
-    emit(eqns, program.eqns, env)
-    outputs: list[Any] = []
-    for v, width in zip(program.outvars, group.widths, strict=True):
-        taking, parts = splice(lambda whole, width=width: columns(whole, width), resolve(env, v))
-        eqns += taking
-        outputs += parts
-    return build_jaxpr([*inputs, *program.invars[len(group.widths) :]], outputs, eqns, like=program)

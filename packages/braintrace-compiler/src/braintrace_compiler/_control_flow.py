@@ -1,0 +1,172 @@
+"""What is done with marked operations inside branches and loops."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from braintrace_primitives import is_etp_primitive
+from braintrace_primitives._jax_compat import cond_p, scan_arity, scan_p
+
+from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
+from ._errors import CompilationError, NotSupportedError
+from ._jaxpr import JaxprEqn, Opening, bodies, source_line
+
+
+@dataclass(frozen=True)
+class ControlFlowPolicy:
+    """How the compiler opens control flow that holds marked operations. Other control flow is left as it is.
+
+    Parameters
+    ----------
+    cond : {"select", "error"}
+        ``"select"`` evaluates every branch of a ``cond`` or ``switch`` and selects; derivatives stay exact, and a
+        branch that is not taken must not give NaN.
+    unroll_limit : int
+        Loops of at most so many iterations are unrolled.
+    closed : {"error", "exclude"}
+        What stays closed (longer loops, ``while``) is an error; or it is left to ordinary differentiation, so that the
+        gradient of the weights in it covers the current step only.
+
+    Raises
+    ------
+    CompilationError
+        If a value is not one of these.
+
+    Examples
+    --------
+    >>> ControlFlowPolicy(unroll_limit=64)
+    ControlFlowPolicy(cond='select', unroll_limit=64, closed='error')
+    """
+
+    cond: Literal["select", "error"] = "select"
+    unroll_limit: int = 32
+    closed: Literal["error", "exclude"] = "error"
+
+    def __post_init__(self) -> None:
+        for name, legal in (("cond", ("select", "error")), ("closed", ("error", "exclude"))):
+            if getattr(self, name) not in legal:
+                raise CompilationError(
+                    f"ControlFlowPolicy has no such choice of `{name}`.",
+                    found=repr(getattr(self, name)),
+                    expected=f"one of {legal}",
+                )
+        if not isinstance(self.unroll_limit, int) or self.unroll_limit < 0:
+            raise CompilationError(
+                "The unroll limit of a ControlFlowPolicy is a number of iterations.",
+                found=repr(self.unroll_limit),
+                expected="an integer, 0 or more",
+            )
+
+
+class ControlFlow:
+    """Opens branches and loops by a policy, and notes what it did.
+
+    Parameters
+    ----------
+    policy : ControlFlowPolicy
+
+    Attributes
+    ----------
+    records : list of CompilationRecord
+    """
+
+    def __init__(self, policy: ControlFlowPolicy):
+        self.policy = policy
+        self.records: list[CompilationRecord] = []
+        self._marked: dict[int, tuple[Any, bool]] = {}
+
+    def holds_marked(self, jaxpr: Any) -> bool:
+        """Whether a marked operation stands in `jaxpr`, at any depth."""
+        if id(jaxpr) not in self._marked:
+            found = any(is_etp_primitive(e.primitive) or any(map(self.holds_marked, bodies(e))) for e in jaxpr.eqns)
+            self._marked[id(jaxpr)] = jaxpr, found  # the jaxpr is kept alive, and so its id unique
+        return self._marked[id(jaxpr)][1]
+
+    def expand(self, eqn: JaxprEqn) -> Callable[[Opening, JaxprEqn, Sequence[Any]], Sequence[Any]] | None:
+        """How to open an equation that holds marked operations; None to leave it closed."""
+        if eqn.primitive is cond_p and self.policy.cond == "select" and not eqn.effects:
+            self._note(
+                DiagnosticKind.COND_IF_CONVERTED, eqn, f"all {len(eqn.params['branches'])} branches are evaluated"
+            )
+            return _select
+        if eqn.primitive is scan_p and eqn.params["length"] <= self.policy.unroll_limit:
+            self._note(DiagnosticKind.SCAN_UNROLLED, eqn, f"its {eqn.params['length']} iterations are unrolled")
+            return _unroll
+        self._refuse(eqn)
+        return None
+
+    def _note(self, kind: DiagnosticKind, eqn: JaxprEqn, what: str) -> None:
+        message = f"`{eqn.primitive.name}` holds a marked operation: {what}."
+        self.records.append(
+            CompilationRecord(kind, DiagnosticLevel.INFO, message, context={"source": source_line(eqn)})
+        )
+
+    def _refuse(self, eqn: JaxprEqn) -> None:
+        if self.policy.closed == "exclude":
+            message = (
+                f"a marked operation stands inside `{eqn.primitive.name}`, which stays closed. "
+                "It is not traced; its gradient covers the current step only."
+            )
+            self.records.append(
+                CompilationRecord(
+                    DiagnosticKind.WEIGHT_IN_CONTROL_FLOW,
+                    DiagnosticLevel.WARNING,
+                    message,
+                    context={"source": source_line(eqn)},
+                )
+            )
+            return
+        found = f"a marked operation in the body of `{eqn.primitive.name}`"
+        fix = "compute the marked operation before the loop or branch"
+        if eqn.primitive is scan_p:
+            found += f", of {eqn.params['length']} iterations"
+            fix += f", or pass control_flow=ControlFlowPolicy(unroll_limit={eqn.params['length']})"
+        elif eqn.primitive is cond_p and not eqn.effects:
+            fix += ', or pass control_flow=ControlFlowPolicy(cond="select")'
+        fix += ', or leave its weight to same-step gradients: ControlFlowPolicy(closed="exclude")'
+        raise NotSupportedError(
+            f"A marked operation stands inside `{eqn.primitive.name}`, where the compiler cannot follow it.",
+            where=source_line(eqn),
+            found=found,
+            expected=f"marked operations outside of control flow, or in what {self.policy} opens",
+            fix=fix,
+        )
+
+
+def _select(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Both branches of a ``cond``, all of a ``switch``, and a choice for each result."""
+    index, *operands = operands
+    branches = [opening.call(body, operands) for body in eqn.params["branches"]]
+    return [opening.apply(_choose, index, *cases)[0] for cases in zip(*branches, strict=True)]
+
+
+def _choose(index: jax.Array, *cases: jax.Array) -> jax.Array:
+    if len(cases) == 1:
+        return cases[0]
+    which = index != 0 if len(cases) == 2 else jnp.clip(index, 0, len(cases) - 1)
+    return jax.lax.select_n(which, *cases)
+
+
+def _unroll(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """The iterations of a ``scan`` one after the other."""
+    arity, length = scan_arity(eqn), eqn.params["length"]
+    consts = operands[: arity.num_consts]
+    carry = list(operands[arity.num_consts : arity.num_consts + arity.num_carry])
+    xs = operands[arity.num_consts + arity.num_carry :]
+    ys: list[list[Any]] = [[None] * length for _ in range(arity.num_ys)]
+    for t in reversed(range(length)) if eqn.params["reverse"] else range(length):
+        slices = [opening.apply(lambda x, t=t: jax.lax.index_in_dim(x, t, keepdims=False), x)[0] for x in xs]
+        results = opening.call(eqn.params["jaxpr"], [*consts, *carry, *slices])
+        carry = results[: arity.num_carry]
+        for rows, y in zip(ys, results[arity.num_carry :], strict=True):
+            rows[t] = y
+    return [*carry, *(_stack(opening, rows, v) for rows, v in zip(ys, eqn.outvars[arity.num_carry :], strict=True))]
+
+
+def _stack(opening: Opening, rows: Sequence[Any], like: Any) -> Any:
+    if not rows:
+        return opening.apply(lambda: jnp.zeros(like.aval.shape, like.aval.dtype))[0]
+    return opening.apply(lambda *rows: jnp.stack(rows), *rows)[0]
