@@ -16,8 +16,8 @@ ROOT = pathlib.Path(__file__).parent
 PACKAGES = ("braintrace-primitives", "braintrace-compiler", "braintrace-nn", "braintrace-algos", "braintrace")
 EXTRAS = {"braintrace-algos": "[progress]", "braintrace": "[demo]"}
 SETTINGS = nox.project.load_toml(ROOT / "pyproject.toml")
-TEST_TOOLS, LINT_TOOLS, DOCS_TOOLS = (
-    nox.project.dependency_groups(SETTINGS, group) for group in ("test", "lint", "docs")
+TEST_TOOLS, FRAMEWORKS, LINT_TOOLS, DOCS_TOOLS = (
+    nox.project.dependency_groups(SETTINGS, group) for group in ("test", "frameworks", "lint", "docs")
 )
 ENV = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
 
@@ -29,8 +29,8 @@ def install_packages(session: nox.Session, *options: str) -> None:
 
 
 def run_tests(session: nox.Session, *options: str) -> None:
-    """Install the test tools and run pytest on everything, or on the arguments after ``--``."""
-    session.install(*TEST_TOOLS)
+    """Install what the tests need and run pytest on everything, or on the arguments after ``--``."""
+    session.install(*TEST_TOOLS, *FRAMEWORKS)
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(session.virtualenv.location) / "jax-cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
