@@ -295,7 +295,7 @@ def test_a_config_names_the_point_of_a_class(config, name, options):
 def test_illegal_configs_name_the_legal_ones():
     with pytest.raises(LearnerError, match="scope in \\('full',\\)"):
         ETraceConfig(factorisation="rank_one", schedule="window", window=1, key=jax.random.key(0))
-    with pytest.raises(LearnerError, match="needs? `kappa`"):
+    with pytest.raises(LearnerError, match="need `kappa`"):
         ETraceConfig(signal="symmetric", filter="kappa")
     with pytest.raises(LearnerError, match="no such choice"):
         ETraceConfig(signal="loud")

@@ -5,8 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from braintrace_compiler import Feed, FeedKind, MarkedOperation
-from braintrace_primitives import TraceRule
+from braintrace_compiler import Feed, FeedKind
 
 
 def feed_shape(feed: Feed, y_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -33,9 +32,3 @@ def collect(feed: Feed, values: Any, y_shape: tuple[int, ...]) -> Any:
     index = np.where(feed.index < 0, size, feed.index).reshape(-1)
     total = jnp.zeros((values.shape[0], size), values.dtype).at[:, index].add(flat, mode="drop")
     return total.reshape(values.shape[0], *y_shape)
-
-
-def rule_of(operation: MarkedOperation, feed: Feed) -> TraceRule:
-    """The trace rule of an operation, seen from the elements that carry its trace."""
-    rule = operation.spec.trace_rule
-    return rule.expanded(feed.index) if feed.kind is FeedKind.BROADCAST else rule

@@ -109,8 +109,9 @@ class OnlineLearner(Training, Checkpoints, Comparison, brainstate.nn.Module):
 
     @property
     def report(self) -> CompilationReport:
-        """What the compiler understood of the model, and what the strict gradient leaves out."""
-        return self.graph.report()
+        """What the compiler understood of the model, what the strict gradient leaves out, and what is carried."""
+        report, remarks = self.graph.report(), self.plan.carry.remarks(self.plan)
+        return report._replace(notes="\n".join(filter(None, [report.notes, *remarks])))
 
     def _make_carry(self) -> Carry:
         """What this algorithm keeps of the past."""

@@ -7,7 +7,8 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import ETraceGraph, Feed, LocalTransition, MarkedOperation, PerturbedStep, StateInfo
+from braintrace_compiler import ETraceGraph, Feed, FeedKind, LocalTransition, MarkedOperation, PerturbedStep, StateInfo
+from braintrace_primitives import TraceRule
 from braintrace_primitives._jax_compat import eval_jaxpr
 
 Operands = tuple[dict[str, Any], ...]
@@ -42,6 +43,8 @@ class Coupling(NamedTuple):
     slot : int
         Position of y among the operations that feed the group's local transition.
     feed : Feed
+    rule : TraceRule
+        Of the operation, as seen from the elements that carry its trace.
     """
 
     key: str
@@ -49,6 +52,7 @@ class Coupling(NamedTuple):
     group: int
     slot: int
     feed: Feed
+    rule: TraceRule
 
 
 class Plan(NamedTuple):
@@ -142,8 +146,8 @@ class Plan(NamedTuple):
         lead = 0 if self.batch is None else 1
         at = {path: i for i, path in enumerate(self.graph.hidden_perturb.perturb_hidden_paths)}
         return {
-            g: jnp.stack([per_state[at[p]] for p in self.transitions[g].group.hidden_paths], axis=lead)
-            for g in self.traced
+            g: jnp.stack(group.split([per_state[at[p]] for p in group.hidden_paths]), axis=lead)
+            for g, group in ((g, self.transitions[g].group) for g in self.traced)
         }
 
 
@@ -158,12 +162,15 @@ def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any
         for group, feed in zip(relation.hidden_groups, relation.feeds, strict=True):
             slot = perturb.transitions[group.index].y_vars.index(relation.y_var)
             key = f"{_dotted(relation.weight_path)}#{k}->{_dotted(group.hidden_paths[0])}"
-            couplings.append(Coupling(key, k, group.index, slot, feed))
+            rule = relation.operation.spec.trace_rule
+            if feed.kind is FeedKind.BROADCAST:
+                rule = rule.expanded(feed.index)
+            couplings.append(Coupling(key, k, group.index, slot, feed, rule))
     fed = {c.group for c in couplings}
     traced = fed & step.recalls if signal == "past" else fed
     if carry.every_group:
         traced = frozenset(g.index for g in graph.hidden_groups)
-    return Plan(graph, step, batch, carry, signal, tuple(couplings), tuple(sorted(traced)))
+    return carry.prepare(Plan(graph, step, batch, carry, signal, tuple(couplings), tuple(sorted(traced))))
 
 
 def _dotted(path: Sequence[Any]) -> str:

@@ -110,10 +110,11 @@ def local_derivatives(plan: Plan, result: StepResult) -> Derivatives:
     for index in plan.traced:
         transition = plan.transitions[index]
         couplings = [c for c in plan.couplings if c.group == index]
-        inputs = [known[v] for v in (*transition.group.hidden_invars, *transition.y_vars, *transition.constvars)]
+        h = transition.group.split([known[v] for v in transition.group.hidden_invars])
+        inputs = [*h, *(known[v] for v in (*transition.y_vars, *transition.constvars))]
 
         def single(*inputs, transition=transition, couplings=couplings):
-            return _differentiate(transition, couplings, inputs)
+            return differentiate(transition, couplings, inputs)
 
         d, f = (single if plan.batch is None else jax.vmap(single))(*inputs)
         if transition.remembers:
@@ -128,7 +129,7 @@ def operation_inputs(plan: Plan, result: StepResult) -> tuple[Any, ...]:
     return jax.lax.stop_gradient(x)
 
 
-def _differentiate(
+def differentiate(
     transition: LocalTransition, couplings: Sequence[Coupling], inputs: Sequence[Any]
 ) -> tuple[Any, list[Any]]:
     """D (S, S, *positions), and F (S, *elements) of each coupling, by S reverse passes."""

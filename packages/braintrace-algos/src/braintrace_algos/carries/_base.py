@@ -21,6 +21,14 @@ class Carry:
     every_group: ClassVar[bool] = False
     """Whether states count that no marked operation drives."""
 
+    def prepare(self, plan: Plan) -> Plan:
+        """The plan as this carry lays it out, once."""
+        return plan
+
+    def remarks(self, plan: Plan) -> list[str]:
+        """What a reader of the report should know of this carry, one line each."""
+        return []
+
     def observe(self, plan: Plan, result: StepResult) -> Any:
         """What to keep of a step on the tape."""
         return Derivatives({}, {}, operation_inputs(plan, result))

@@ -1,15 +1,17 @@
 """Eligibility traces: one for each marked operation and hidden group that it drives."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._feeds import collect, feed_shape, rule_of, spread
+from braintrace_algos._constants import FactoredTraceRule, factored_slots
+from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
-from braintrace_algos._step import Derivatives, StepResult, local_derivatives
+from braintrace_algos._step import Derivatives, StepResult, differentiate, local_derivatives
 
 from ._base import Carry
 from ._recursion import backwards, past_signals, state_signals
@@ -17,6 +19,27 @@ from ._recursion import backwards, past_signals, state_signals
 
 class TraceCarry(Carry):
     """The carry of D-RTRL: e^t = D^t e^{t-1} + F^t ∂y/∂w, B · I · O · S numbers for a dense operation."""
+
+    def prepare(self, plan: Plan) -> Plan:
+        """Traces that are proven to factorise are kept factorised."""
+        couplings = []
+        for index in plan.traced:
+            transition = plan.transitions[index]
+            own = [c for c in plan.couplings if c.group == index]
+            slots = [(plan.operations[c.operation], c.feed) for c in own]
+            derivatives = functools.partial(differentiate, transition, own)
+            proven = factored_slots(transition, slots, lambda *inputs, d=derivatives: d(inputs))
+            couplings += [
+                c._replace(rule=FactoredTraceRule(c.rule)) if p else c for c, p in zip(own, proven, strict=True)
+            ]
+        kept = {c.key: c for c in couplings}
+        return plan._replace(couplings=tuple(kept.get(c.key, c) for c in plan.couplings))
+
+    def remarks(self, plan: Plan) -> list[str]:
+        factored = [c.key for c in plan.traced_couplings if isinstance(c.rule, FactoredTraceRule)]
+        if not factored:
+            return []
+        return [f"D and F are constants: the traces {', '.join(factored)} are kept as filtered inputs, exactly."]
 
     def observe(self, plan: Plan, result: StepResult) -> Derivatives:
         return local_derivatives(plan, result)
@@ -32,7 +55,7 @@ class TraceCarry(Carry):
             y = jax.ShapeDtypeStruct(feed_shape(c.feed, aval.shape), aval.dtype)
             precision = dtype or jnp.promote_types(aval.dtype, jnp.float32)
             S = self.num_states(plan, c.group)
-            traces[c.key] = rule_of(operation, c.feed).init(x, weights, y, S, operation.eqn.params, precision)
+            traces[c.key] = c.rule.init(x, weights, y, S, operation.eqn.params, precision)
         return traces
 
     def num_states(self, plan: Plan, group: int) -> int:
@@ -82,7 +105,7 @@ class TraceCarry(Carry):
         total: list[dict[str, Any]] = [{} for _ in plan.operations]
         for c in plan.traced_couplings:
             operation = plan.operations[c.operation]
-            dw = rule_of(operation, c.feed).contract(
+            dw = c.rule.contract(
                 carry[c.key], spread(c.feed, signals[c.group], 1), weights[c.operation], operation.eqn.params
             )
             for name, value in dw.items():
@@ -121,7 +144,7 @@ def _through_F(c: Coupling, M: Any, F: Any) -> Any:
 
 def _exit_one(plan: Plan, c: Coupling, trace: Any, P: Any, PF: Any, x: Any, weights: Operands) -> Any:
     operation = plan.operations[c.operation]
-    rule, params = rule_of(operation, c.feed), operation.eqn.params
+    rule, params = c.rule, operation.eqn.params
     dtype = jax.tree.leaves(trace)[0].dtype
     if P is None:  # only the last step is still there
         PF, x = PF[-1:], None if x is None else x[-1:]

@@ -38,6 +38,9 @@ class FilteredTraceCarry(TraceCarry):
     def __init__(self, kappa: float):
         self.kappa = kappa
 
+    def prepare(self, plan: Plan) -> Plan:
+        return plan
+
     def num_states(self, plan: Plan, group: int) -> int:
         return super().num_states(plan, group) * (2 if group in recurrent_groups(plan) else 1)
 
@@ -73,17 +76,22 @@ class CoupledTraceCarry(TraceCarry):
     D is the true diagonal of the whole transition, marked operations included, instead of that of its local part.
     """
 
+    def prepare(self, plan: Plan) -> Plan:
+        return plan
+
     def observe(self, plan: Plan, result: StepResult) -> Derivatives:
         tape = super().observe(plan, result)
         D = dict(tape.D)
         known = {v: jax.lax.stop_gradient(value) for v, value in result.observed.items()}
         for index in recurrent_groups(plan):
             group = plan.transitions[index].group
-            inputs = [known[v] for v in (*group.hidden_invars, *group.transition_jaxpr_constvars)]
+            program = group.by_state(group.transition_jaxpr)
+            h = group.split([known[v] for v in group.hidden_invars])
+            inputs = [*h, *(known[v] for v in group.transition_jaxpr_constvars)]
 
-            def single(*inputs, group=group):
+            def single(*inputs, group=group, program=program):
                 h, constants = list(inputs[: group.num_state]), inputs[group.num_state :]
-                new, pull = jax.vjp(lambda h: eval_jaxpr(group.transition_jaxpr, *h, *constants), h)
+                new, pull = jax.vjp(lambda h: eval_jaxpr(program, *h, *constants), h)
                 rows = [true_diagonals(lambda ct: pull(ct)[0], new, s) for s in range(group.num_state)]
                 return jnp.stack(rows)
 

@@ -1,0 +1,87 @@
+"""Exact factoring: proven where it holds, refused where anything could change D or F, and never a change of numbers."""
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import pytest
+
+from braintrace_algos import D_RTRL, compile
+from braintrace_algos._constants import FactoredTraceRule, constant_outputs
+from braintrace_primitives import matmul
+
+B, I, H, O = 3, 4, 5, 2
+
+
+def normal(seed, *shape):
+    return 0.5 * jax.random.normal(jax.random.key(seed), shape)
+
+
+class Integrators(brainstate.nn.Module):
+    """A current and a voltage that leak; `change` breaks the proof in one of the ways there are."""
+
+    def __init__(self, change=None):
+        super().__init__()
+        self.change = change
+        self.w = brainstate.ParamState({"weight": normal(0, I, H), "bias": normal(1, H)})
+        self.out = brainstate.ParamState(normal(2, H, O))
+
+    def init_state(self, batch_size=None):
+        lead = () if batch_size is None else (batch_size,)
+        self.g = brainstate.HiddenState(jnp.zeros((*lead, H)))
+        self.v = brainstate.HiddenState(jnp.zeros((*lead, H)))
+
+    def update(self, x):
+        leak = jnp.linspace(0.1, 0.9, H) if self.change == "position" else 0.7
+        y = matmul(x, self.w.value["weight"], self.w.value["bias"])
+        self.g.value = leak * self.g.value + (jnp.tanh(y) if self.change == "nonlinear" else y)
+        reset = jax.nn.sigmoid(self.v.value) if self.change == "reset" else 0.1
+        self.v.value = (1.0 - reset) * self.v.value + 0.3 * self.g.value
+        return matmul(jnp.tanh(self.v.value), self.out.value)
+
+
+def is_factored(learner):
+    return [isinstance(c.rule, FactoredTraceRule) for c in learner.plan.traced_couplings]
+
+
+@pytest.mark.parametrize("options", [{}, {"vmap": True}, {"vjp_method": "multi-step", "window": 3}])
+def test_constant_derivatives_are_found_and_change_no_number(data, loss, distance, options):
+    xs, ys = data
+    model = Integrators()
+    learner, reference = (compile(model, a, xs[0], batch_size=B, **o) for a, o in ((D_RTRL, options), ("bptt", {})))
+    assert is_factored(learner) == [True]
+    elements = sum(v.size for v in jax.tree.leaves(learner.etraces.value))
+    assert elements == 2 * B * I + 2 * (B if "vmap" in options else 1)
+    assert "filtered inputs" in learner.report.notes
+    results = []
+    for f in (learner, reference):
+        f.reset_state()
+        results.append(f.etrace_grad(xs, ys, step_fn=lambda x, y, f=f: loss(f(x), y), reduction="sum"))
+    assert distance(*results) < 1e-5
+
+
+def test_single_steps_agree_too(data, loss, distance):
+    xs, ys = data
+    learner = compile(Integrators(), D_RTRL, xs[0], batch_size=B)
+    whole = learner.etrace_grad(xs, ys, step_fn=lambda x, y: loss(learner(x), y), reduction="sum")
+    learner.reset_state()
+    gradient = brainstate.transform.jit(
+        brainstate.transform.grad(lambda x, y: loss(learner(x), y), learner.param_states)
+    )
+    total = jax.tree.map(jnp.zeros_like, whole)
+    for x, y in zip(xs, ys, strict=True):
+        total = jax.tree.map(jnp.add, total, gradient(x, y))
+    assert distance(total, whole) < 1e-5
+
+
+@pytest.mark.parametrize("change", ["position", "nonlinear", "reset"])
+def test_what_varies_is_not_factored(data, change):
+    learner = compile(Integrators(change), D_RTRL, data[0][0], batch_size=B)
+    assert is_factored(learner) == [False]
+    assert "filtered inputs" not in learner.report.notes
+
+
+def test_outputs_that_read_no_input_are_known_by_value():
+    aval = jax.ShapeDtypeStruct((2,), jnp.float32)
+    two, none = constant_outputs(lambda x: [2.0 * jnp.ones_like(x), x * 0.0], [aval])
+    assert two.tolist() == [2.0, 2.0]
+    assert none is None
