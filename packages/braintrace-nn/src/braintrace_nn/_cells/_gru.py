@@ -23,6 +23,8 @@ class GRUCell(RecurrentCell):
 
     `Wr` reaches the state only through `Wh`: its online gradient is the one of the same step.
 
+    Certificate: `Wz` and `Wh` omit recurrent mixing; `Wr`, which acts through `Wh`, learns within the step.
+
     Parameters
     ----------
     in_size, out_size : int or tuple of int
@@ -93,6 +95,8 @@ class MGUCell(RecurrentCell):
         f &= \sigma(W_f [x^t, h^{t-1}] + b_f) \\
         c &= \phi(W_h [x^t, f \odot h^{t-1}] + b_h) \\
         h^t &= (1 - f) \odot h^{t-1} + f \odot c
+
+    Certificate: `Wf` and `Wh` omit recurrent mixing, and `Wf` what it does through `Wh` in earlier steps.
 
     Parameters
     ----------

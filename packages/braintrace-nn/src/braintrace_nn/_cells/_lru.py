@@ -25,8 +25,9 @@ class LRUCell(RecurrentCell):
             \quad \lambda = \exp(-e^{\nu} + i e^{\theta}), \quad \gamma = e^{\gamma_{\log}} \\
         y^t &= \mathrm{Re}(C h^t) + D \odot x^t
 
-    The complex state is kept as two real ones. No weight mixes positions of the state, so the online gradient
-    of every parameter of one layer is exact.
+    The complex state is kept as two real ones.
+
+    Certificate: exact for every parameter; no weight mixes positions of the state.
 
     Parameters
     ----------

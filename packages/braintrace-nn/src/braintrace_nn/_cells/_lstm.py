@@ -22,6 +22,8 @@ class LSTMCell(RecurrentCell):
         c^t &= \sigma(f + 1) \odot c^{t-1} + \sigma(i) \odot \phi(g) \\
         h^t &= \sigma(o) \odot \phi(c^t)
 
+    Certificate: all weights omit recurrent mixing.
+
     Parameters
     ----------
     in_size, out_size : int or tuple of int
@@ -99,6 +101,8 @@ class URLSTMCell(RecurrentCell):
 
     The refine gate r moves the effective gate g between f² and 1 - (1 - f)². The bias starts at the logit of
     uniform numbers between 1/O and 1 - 1/O, so that the memories of the units span all time scales.
+
+    Certificate: all weights and the bias omit recurrent mixing.
 
     Parameters
     ----------

@@ -17,6 +17,8 @@ class ValinaRNNCell(RecurrentCell):
 
     The spelling is the field's established one; ``VanillaRNNCell`` is the same class.
 
+    Certificate: `W` omits recurrent mixing, and no memory is carried by position.
+
     Parameters
     ----------
     in_size, out_size : int or tuple of int

@@ -1,0 +1,131 @@
+"""Certificates of all cells and layers, held to backpropagation through time both ways."""
+
+from typing import Any, NamedTuple
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import saiunit as u
+from online import assert_close, dotted, precision
+from oracles import relative_error
+
+import braintrace
+from braintrace import nn
+from braintrace_primitives import SparsityPattern
+
+T, B, I, H = 4, 2, 2, 3
+MIXING, CROSSING = "recurrent mixing", "through another op"
+
+
+class Leaky(brainstate.nn.Module):
+    """A layer with a memory behind it that leaks and never mixes positions."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def init_state(self, batch_size=None):
+        out = jax.eval_shape(self.layer, example(self.layer)[0])
+        self.v = brainstate.HiddenState(jnp.zeros(out.shape))
+
+    def update(self, x):
+        self.v.value = 0.8 * self.v.value + jnp.tanh(self.layer(x))
+        return self.v.value
+
+
+class Model(NamedTuple):
+    make: Any
+    omissions: dict[str, set[str]]
+
+
+def cell(kind, *recurrent, **omissions):
+    """A cell whose weights `recurrent` omit recurrent mixing; the others omit what is said."""
+    return Model(lambda: kind(I, H), {name: {MIXING} for name in recurrent} | omissions)
+
+
+def leaky(make):
+    return Model(lambda: Leaky(make()), {})
+
+
+SPARSE = SparsityPattern([0, 0, 1], [0, 2, 1], (I, H))
+CELLS = {
+    "vanilla": cell(nn.ValinaRNNCell, "W"),
+    "GRU": cell(nn.GRUCell, "Wz", "Wh", Wr={CROSSING}),
+    "MGU": cell(nn.MGUCell, "Wh", Wf={MIXING, CROSSING}),
+    "CFN": cell(nn.CFNCell, "Wf", "Wi", "Wh"),
+    "LSTM": cell(nn.LSTMCell, "Wi", "Wg", "Wf", "Wo"),
+    "URLSTM": cell(nn.URLSTMCell, "Wu", "Wf", "Wr", "Wo", "bias"),
+    "minimal": cell(nn.MinimalRNNCell, "W_u", phi={MIXING, CROSSING}),
+    "MiniGRU": cell(nn.MiniGRU, "W_x", "W_z"),
+    "MiniLSTM": cell(nn.MiniLSTM, "W_x", "W_f", "W_i"),
+    "LRU": cell(nn.LRUCell),
+    "LeakyRateReadout": cell(nn.LeakyRateReadout),
+    "LeakySpikeReadout": cell(nn.LeakySpikeReadout),
+}
+LAYERS = {
+    "Linear": leaky(lambda: nn.Linear(I, H, w_mask=jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]))),
+    "SignedWLinear": leaky(lambda: nn.SignedWLinear(I, H, w_sign=jnp.array([[1.0], [-1.0]]))),
+    "ScaledWSLinear": leaky(lambda: nn.ScaledWSLinear(3, H)),
+    "SparseLinear": leaky(lambda: nn.SparseLinear(SPARSE, b_init=0.1)),
+    "GroupedLinear": leaky(lambda: nn.GroupedLinear(2, I, H)),
+    "LoRA": leaky(lambda: nn.LoRA(I, 1, H)),
+    "Embedding": leaky(lambda: nn.Embedding(4, H)),
+    "AllToAll": leaky(lambda: nn.AllToAll(I, I, b_init=0.1, include_self=False)),
+    "OneToOne": leaky(lambda: nn.OneToOne(I, b_init=0.1)),
+    "Conv1d": leaky(lambda: nn.Conv1d((4, I), H, 2, b_init=0.1)),
+    "Conv2d": leaky(lambda: nn.Conv2d((3, 2, I), H, 2, b_init=0.1)),
+    "Conv3d": leaky(lambda: nn.Conv3d((2, 2, 2, I), H, 2, padding="VALID", b_init=0.1)),
+    "ScaledWSConv1d": leaky(lambda: nn.ScaledWSConv1d((4, I), H, 2, b_init=0.1)),
+}
+MODELS = CELLS | LAYERS
+
+
+def example(layer):
+    """A sequence of inputs of a layer: indices for a table, else numbers."""
+    rng = np.random.default_rng(2)
+    if isinstance(layer, nn.Embedding):
+        return jnp.asarray(rng.integers(0, 4, (T, B)))
+    return jnp.asarray(rng.normal(size=(T, B, *layer.in_size)))
+
+
+def gradients(name, algorithm, **options):
+    """A learner and its gradient of a quadratic loss over the sequence."""
+    model = MODELS[name].make()
+    rng = np.random.default_rng(3)
+    for state in model.states(brainstate.ParamState).values():
+        state.value = jax.tree.map(lambda v: jnp.asarray(0.8 * rng.normal(size=v.shape)), state.value)
+    xs = example(getattr(model, "layer", model))
+    learner = braintrace.compile(model, algorithm, xs[0], batch_size=B, **options)
+    grads = learner.etrace_grad(xs, step_fn=lambda x: ((learner(x) - 0.7) ** 2).mean())
+    return learner, {dotted(path): value for path, value in grads.items()}
+
+
+@pytest.fixture(autouse=True)
+def doubles():
+    with precision("float64"), brainstate.environ.context(dt=1.0 * u.ms):
+        yield
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_certificate_tells_what_bptt_adds(name):
+    learner, strict = gradients(name, "d_rtrl")
+    found = {
+        dotted(c.operation.weight_path).partition(".")[0]: {o.value for o in c.omissions}
+        for c in learner.graph.certificates()
+        if c.omissions
+    }
+    assert found == MODELS[name].omissions
+    full = gradients(name, "bptt")[1]
+    if found:
+        assert max(relative_error(strict[k], full[k]) for k in full) > 0.01
+    else:
+        assert_close(strict, full)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_one_window_over_the_sequence_is_bptt(name):
+    found = gradients(name, "d_rtrl", vjp_method="multi-step", window=T)[1]
+    assert_close(found, gradients(name, "bptt")[1])
