@@ -42,14 +42,14 @@ def test_a_kappa_filter_has_unit_gain():
 
 @pytest.mark.parametrize("value", [1.0, -0.1])
 def test_decays_outside_of_the_unit_interval_are_refused(value):
-    with pytest.raises(LearnerError, match="range"):
+    with pytest.raises(LearnerError, match="kappa"):
         KappaFilter(jnp.zeros(1), value)
-    with pytest.raises(LearnerError, match="range"):
+    with pytest.raises(LearnerError, match="decay"):
         GradExpon(jnp.zeros(1), value)
 
 
 def test_a_decay_is_a_number():
-    with pytest.raises(LearnerTypeError, match="kappa"):
+    with pytest.raises(LearnerError, match="kappa"):
         KappaFilter(jnp.zeros(1), "0.9")
 
 

@@ -16,11 +16,14 @@ from ._errors import CheckpointError as CheckpointError
 from ._errors import LearnerError as LearnerError
 from ._errors import LearnerTypeError as LearnerTypeError
 from ._errors import UnknownAlgorithmError as UnknownAlgorithmError
+from ._face import FunctionalLearner as FunctionalLearner
 from ._filters import FixedRandomFeedback as FixedRandomFeedback
 from ._filters import GradExpon as GradExpon
 from ._filters import KappaFilter as KappaFilter
 from ._learner import ETraceState as ETraceState
 from ._learner import OnlineLearner as OnlineLearner
+from ._mapped import ETraceVmap as ETraceVmap
+from ._memory import MemoryReport as MemoryReport
 from ._train import History as History
 from ._version import __version__ as __version__
 from .algorithms import BPTT as BPTT

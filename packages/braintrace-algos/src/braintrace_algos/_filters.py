@@ -6,6 +6,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
+from ._checks import check_decay
 from ._errors import LearnerError, LearnerTypeError
 
 
@@ -100,7 +101,7 @@ class KappaFilter(brainstate.ShortTermState):
 
     def __init__(self, init_value: Any, kappa: float):
         super().__init__(init_value)
-        self.kappa = _in_unit_interval("kappa", kappa)
+        self.kappa = check_decay("kappa", kappa)
 
     def update(self, x: Any) -> Any:
         """Filter the value `x` of one step; returns the filtered value."""
@@ -166,7 +167,7 @@ class FixedRandomFeedback:
 def _decay_of(tau_or_decay: Any) -> Any:
     """α, from itself or from a time constant."""
     if not hasattr(tau_or_decay, "unit"):
-        return _in_unit_interval("tau_or_decay", tau_or_decay)
+        return check_decay("tau_or_decay", tau_or_decay)
     steps = tau_or_decay / brainstate.environ.get_dt()
     if hasattr(steps, "unit") and not steps.unit.is_unitless:
         raise LearnerTypeError("A time constant needs the unit of the time step.", found=str(tau_or_decay))
@@ -174,11 +175,3 @@ def _decay_of(tau_or_decay: Any) -> Any:
     if not steps > 0:
         raise LearnerError("A time constant must be positive.", found=str(tau_or_decay))
     return float(jnp.exp(-1 / steps))
-
-
-def _in_unit_interval(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise LearnerTypeError(f"`{name}` must be a number.", found=type(value).__name__, expected="a float in [0, 1)")
-    if not 0 <= value < 1:
-        raise LearnerError(f"`{name}` is outside of its range.", found=repr(value), expected="a float in [0, 1)")
-    return float(value)

@@ -13,12 +13,14 @@ from ._checks import check_arguments, check_choice, check_state_shapes, check_wi
 from ._compare import Comparison
 from ._data import unwrap
 from ._errors import LearnerError
+from ._face import FunctionalLearner
 from ._fold import online_step
+from ._memory import MemoryUse
 from ._plan import Operands, Perturbations, Plan, make_plan
 from ._recording import Recording, active_recording
 from ._sequence import DriverCache
 from ._step import StepResult, run_step
-from ._train import Training
+from ._stream import Streaming
 from ._windows import run_window
 from .carries import Carry, TraceCarry
 
@@ -27,7 +29,7 @@ class ETraceState(brainstate.ShortTermState):
     """Eligibility traces of a learner, by key."""
 
 
-class OnlineLearner(Training, Checkpoints, Comparison, brainstate.nn.Module):
+class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn.Module):
     """Base class of the online learners; made by `compile`.
 
     Calling a learner runs one time step of its model. Under ``brainstate.transform.grad`` the parameters get the
@@ -116,6 +118,10 @@ class OnlineLearner(Training, Checkpoints, Comparison, brainstate.nn.Module):
     def _make_carry(self) -> Carry:
         """What this algorithm keeps of the past."""
         return TraceCarry()
+
+    def functional(self) -> FunctionalLearner:
+        """This learner as pure functions ``init``, ``step`` and ``fold`` on pytrees."""
+        return FunctionalLearner(self)
 
     def get_etrace_of(self, weight: Any) -> dict[str, Any]:
         """The traces of one parameter.

@@ -1,0 +1,161 @@
+"""Where a learner's memory goes."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from braintrace_compiler import StateKind
+
+from ._checks import check_steps
+from ._fold_types import Window
+from ._plan import Plan
+from ._sequence import SequenceDrivers
+from ._step import run_step
+from ._tables import Table, readable_bytes
+
+
+class MemoryReport(NamedTuple):
+    """Bytes by purpose; prints as text, and as a table in a notebook.
+
+    Attributes
+    ----------
+    parameters, hidden, others : dict
+        Name of a state -> bytes.
+    traces : dict
+        Key of a trace -> bytes.
+    optimizer : int
+        Bytes of the optimiser's state; 0 before the first training.
+    tape_per_step : int
+        Bytes that one time step leaves until its window is folded.
+    fold : int
+        Steps in a window.
+    reason : str
+        Why so many.
+    """
+
+    parameters: dict[str, int]
+    hidden: dict[str, int]
+    others: dict[str, int]
+    traces: dict[str, int]
+    optimizer: int
+    tape_per_step: int
+    fold: int
+    reason: str
+
+    @property
+    def tape(self) -> int:
+        """Bytes of the tape of one window."""
+        return self.fold * self.tape_per_step
+
+    @property
+    def total(self) -> int:
+        """All of it, gradients and the temporaries of a step excepted."""
+        groups = (self.parameters, self.hidden, self.others, self.traces)
+        return sum(sum(group.values()) for group in groups) + self.optimizer + self.tape
+
+    @property
+    def table(self) -> Table:
+        """The table to show."""
+        groups = {"parameter": self.parameters, "hidden state": self.hidden, "other state": self.others}
+        rows = [(what, name, size) for what, group in groups.items() for name, size in group.items()]
+        rows += [("trace", key, size) for key, size in self.traces.items()]
+        rows += [("optimiser", "", self.optimizer)] if self.optimizer else []
+        rows += [("tape", f"{self.fold} steps: {self.reason}", self.tape), ("total", "", self.total)]
+        return Table(("purpose", "name", "memory"), [(*cells, readable_bytes(size)) for *cells, size in rows])
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
+
+
+class MemoryUse(SequenceDrivers):
+    """The method of a learner that says what it stores."""
+
+    def memory_report(self, steps: int = 256) -> MemoryReport:
+        """What `etrace_grad` holds in memory for a sequence, by purpose.
+
+        Sizes follow from shapes; nothing is run. In multi-step windows the intermediate values that reverse mode keeps
+        come on top.
+
+        Parameters
+        ----------
+        steps : int
+            Length T of the sequence.
+
+        Returns
+        -------
+        MemoryReport
+
+        Examples
+        --------
+        >>> import brainstate, jax.numpy as jnp
+        >>> from braintrace_algos import compile
+        >>> from braintrace_primitives import matmul
+        >>> class Leaky(brainstate.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.w = brainstate.ParamState(jnp.ones((20, 30)))
+        ...     def init_state(self, batch_size=None):
+        ...         self.h = brainstate.HiddenState(jnp.zeros(30))
+        ...     def update(self, x):
+        ...         self.h.value = 0.5 * self.h.value + matmul(x, self.w.value)
+        ...         return self.h.value
+        >>> learner = compile(Leaky(), "d_rtrl", jnp.zeros(20), fold=8)
+        >>> learner.memory_report().fold
+        8
+        """
+        check_steps("steps", steps)
+        sizes: dict[StateKind, dict[str, int]] = {kind: {} for kind in StateKind}
+        for info in self.plan.states:
+            sizes[info.kind][".".join(map(str, info.path))] = tree_bytes(info.state.value)
+        hidden = sizes.pop(StateKind.HIDDEN)
+        parameters = sizes.pop(StateKind.PARAMETER)
+        others = {name: size for group in sizes.values() for name, size in group.items()}
+        traces = self.etraces.value
+        named = traces if isinstance(traces, dict) else {"carry": traces}
+        return MemoryReport(
+            parameters,
+            hidden,
+            others,
+            {key: tree_bytes(trace) for key, trace in named.items()},
+            tree_bytes([state.value for state in self.optimizer_states]),
+            tape_bytes(self.plan),
+            self._window_length(None, steps),
+            self._why_so_long(),
+        )
+
+    def _why_so_long(self) -> str:
+        if self.vjp_method == "multi-step":
+            return "the whole sequence" if self.window is None else f"window={self.window}, differentiated as a whole"
+        return "chosen to need about as much as the traces" if self.fold == "auto" else f"fold={self.fold}"
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of the arrays of a pytree."""
+    leaves = [leaf if hasattr(leaf, "shape") else np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def tape_bytes(plan: Plan) -> int:
+    """Bytes of what one step leaves on the tape."""
+
+    def struct(var: Any, mapped: bool) -> jax.ShapeDtypeStruct:
+        lead = (plan.batch,) if mapped and plan.batch is not None else ()
+        return jax.ShapeDtypeStruct((*lead, *var.aval.shape), var.aval.dtype)
+
+    def step(args: Any, states: Any, parameters: Any) -> Window:
+        perturbations = plan.zero_perturbations()
+        tape = plan.carry.observe(plan, run_step(plan, args, states, plan.weights(parameters), perturbations))
+        signals = plan.carry.signals(plan, plan.by_group(perturbations.previous))
+        return Window(tape, perturbations.deltas, signals, jnp.ones(()))
+
+    args = [struct(v, True) for v in plan.graph.module_info.arg_invars]
+    states = [[struct(v, s.kind is not StateKind.PARAMETER) for v in s.invars] for s in plan.states]
+    return tree_bytes(jax.eval_shape(step, args, states, plan.parameter_avals()))
