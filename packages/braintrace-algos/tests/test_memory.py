@@ -1,0 +1,60 @@
+import jax.numpy as jnp
+import optax
+import pytest
+
+from braintrace_algos import BPTT, D_RTRL, RTRL, UORO, LearnerError, compile
+
+F32, B, I, H, O = 4, 3, 4, 5, 2
+
+
+def compiled(model, algorithm=D_RTRL, **options):
+    return compile(model, algorithm, jnp.zeros((B, I)), batch_size=B, **options)
+
+
+def test_bytes_by_purpose(model):
+    report = compiled(model, fold=7).memory_report()
+    assert report.parameters == {"w": F32 * (I + 1) * H, "gain": F32 * H, "out": F32 * H * O}
+    assert report.hidden == {"g": F32 * B * H, "v": F32 * B * H}
+    assert report.traces == {"w#0->g": 2 * F32 * B * (I + 1) * H, "gain#1->g": 2 * F32 * B * H}
+    # For each position D (2 x 2), F of two operations and q; x and b of the operations; the weight of the loss.
+    step = 10 * B * H + (B * I + B * H) + H + (B * H + B * O) + 1
+    assert report.tape_per_step == F32 * step
+    assert report.tape == 7 * report.tape_per_step
+    assert report.optimizer == 0
+    parts = sum(sum(group.values()) for group in (report.parameters, report.hidden, report.traces))
+    assert report.total == parts + report.tape
+
+
+def test_the_fold_and_why(model):
+    assert "traces" in compiled(model).memory_report().reason
+    fixed = compiled(model, fold=3).memory_report()
+    assert (fixed.fold, fixed.reason) == (3, "fold=3")
+    window = compiled(model, vjp_method="multi-step", window=5).memory_report(steps=4)
+    assert window.fold == 4
+    assert "window=5" in window.reason
+    bptt = compiled(model, BPTT).memory_report(steps=100)
+    assert (bptt.fold, bptt.reason, bptt.traces) == (100, "the whole sequence", {})
+    with pytest.raises(LearnerError, match="steps"):
+        compiled(model).memory_report(steps=0)
+
+
+def test_the_optimiser_s_state_counts(model, data, loss):
+    learner = compiled(model)
+    learner.init_optimizer(optax.adam(1e-3))
+    report = learner.memory_report()
+    assert report.optimizer == 2 * sum(report.parameters.values()) + F32
+
+
+@pytest.mark.parametrize(("algorithm", "options"), [(RTRL, {}), (UORO, {}), ("pp_prop", {"decay_or_rank": 0.9})])
+def test_every_carry_is_counted(model, algorithm, options):
+    report = compiled(model, algorithm, **options).memory_report()
+    assert sum(report.traces.values()) > 0
+    assert report.tape_per_step > 0
+
+
+def test_the_report_reads_as_text_and_as_html(model):
+    report = compiled(model, vmap=True).memory_report()
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["purpose", "name", "memory"]
+    assert lines[-1].startswith("total")
+    assert report._repr_html_().count("<tr>") == len(lines) - 1
