@@ -5,6 +5,7 @@ comparing versions. The sibling packages import these names from here and never 
 ``jax.interpreters`` themselves.
 """
 
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -126,6 +127,19 @@ def source_line(eqn: JaxprEqn) -> str:
     return _source_info.summarize(eqn.source_info)
 
 
+def hide_frames(file: str) -> None:
+    """Leave the folder of `file` out of source lines: a diagnostic names the user's line, not that of a library."""
+    _source_info.register_exclusion(str(pathlib.Path(file).parent))
+
+
+hide_frames(__file__)
+
+
 def is_traced(value: Any) -> bool:
     """Whether any leaf of `value` is a tracer."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+
+
+def under_trace() -> bool:
+    """Whether the caller runs inside a JAX trace (``jit``, ``scan``, ...)."""
+    return isinstance(jax.numpy.zeros(()), Tracer)
