@@ -3,6 +3,7 @@
 import inspect
 import warnings
 
+import brainstate
 import jax
 import jax.numpy as jnp
 import pytest
@@ -168,3 +169,18 @@ def test_explain_filters_prints_and_returns(capsys):
 
 def test_order_is_that_of_the_program():
     assert kinds(quiet(gated())) == ["RELATION_EXCLUDED_WEIGHT_TO_WEIGHT", "RELATION_INCLUDED"]
+
+
+def test_lines_are_the_users_own():
+    """Not a line of brainstate that the call went through."""
+
+    def step(m, x):
+        def body(v):
+            return 0.9 * v + matmul(x, m.w.value)
+
+        m.v.value = brainstate.transform.for_loop(lambda k: body(m.v.value), jnp.arange(2))[-1]
+        return m.v.value
+
+    sources = [r.context["source"] for r in quiet(cell(step)).diagnostics if "source" in r.context]
+    assert len(sources) >= 3
+    assert all("test_diagnostics.py" in source for source in sources)

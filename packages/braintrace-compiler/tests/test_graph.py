@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import brainstate
+import jax
 import jax.numpy as jnp
 import pytest
 from compiler_models import H, I, Model, array, gated, graph, recurrent, two_layers
@@ -86,8 +87,6 @@ def test_errors_are_ours():
     def step(m, x):
         def body(carry):
             return carry[0] + 1, carry[1] + matmul(x, m.w.value)
-
-        import jax
 
         m.v.value = jax.lax.while_loop(lambda c: c[0] < 3, body, (0, m.v.value))[1]
         return m.v.value

@@ -11,6 +11,10 @@ Four stages, each a function from immutable data to immutable data:
 `compile_etrace_graph` runs them all.
 """
 
+import brainstate as _brainstate
+
+from braintrace_primitives._jax_compat import hide_frames as _hide_frames
+
 from ._certificate import Certificate as Certificate
 from ._certificate import Omission as Omission
 from ._control_flow import ControlFlowPolicy as ControlFlowPolicy
@@ -20,6 +24,11 @@ from ._diagnostics import DiagnosticLevel as DiagnosticLevel
 from ._errors import CompilationError as CompilationError
 from ._errors import CompilationWarning as CompilationWarning
 from ._errors import NotSupportedError as NotSupportedError
+from ._from_module import add_hidden_perturbation_from_module as add_hidden_perturbation_from_module
+from ._from_module import find_hidden_groups_from_module as find_hidden_groups_from_module
+from ._from_module import (
+    find_hidden_param_op_relations_from_module as find_hidden_param_op_relations_from_module,
+)
 from ._graph import ETraceGraph as ETraceGraph
 from ._graph import compile_etrace_graph as compile_etrace_graph
 from ._hidden_groups import HiddenGroup as HiddenGroup
@@ -37,7 +46,12 @@ from ._perturbation import add_hidden_perturbation_from_minfo as add_hidden_pert
 from ._relations import HiddenParamOpRelation as HiddenParamOpRelation
 from ._relations import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo
 from ._report import CompilationReport as CompilationReport
+from ._step_module import StepModule as StepModule
+from ._step_module import extract_module_info_from_step as extract_module_info_from_step
 from ._transitions import Feed as Feed
 from ._transitions import FeedKind as FeedKind
 from ._transitions import LocalTransition as LocalTransition
 from ._version import __version__ as __version__
+
+_hide_frames(_brainstate.__file__)
+_hide_frames(__file__)

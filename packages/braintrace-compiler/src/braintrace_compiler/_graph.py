@@ -1,17 +1,22 @@
 """All four stages in one call, and the graph that they give."""
 
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ._certificate import Certificate, certify
 from ._control_flow import ControlFlowPolicy
 from ._diagnostics import CompilationRecord, DiagnosticKind, Path, emit_warnings, render, select
+from ._drawing import draw_report
 from ._findings import structural_findings
 from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo
+from ._listing import list_program
 from ._module_info import ModuleInfo, extract_module_info
 from ._perturbation import HiddenPerturbation, perturb
 from ._relations import HiddenParamOpRelation, find_relations
 from ._report import CompilationReport, make_report
+from ._requirements import OnMixing, require_exact, require_positions
+from ._stages import StageCallback, Stages, print_if_debugging
 
 
 class ETraceGraph(NamedTuple):
@@ -74,12 +79,45 @@ class ETraceGraph(NamedTuple):
         """The page to read about this graph: groups, relations, omissions, memory, excluded weights."""
         return make_report(self)
 
+    def to_mermaid(self) -> str:
+        """Weights, groups, and what drives what, as a Mermaid flow chart."""
+        return self.report().to_mermaid()
+
+    def draw(self, path: str | pathlib.Path) -> pathlib.Path:
+        """Write a picture of the graph.
+
+        Parameters
+        ----------
+        path : str or pathlib.Path
+            The suffix says the format: ``.svg``, ``.png``, ``.pdf``.
+
+        Returns
+        -------
+        pathlib.Path
+
+        Raises
+        ------
+        NotSupportedError
+            If matplotlib is not installed.
+        """
+        report = self.report()
+        return draw_report(report.groups, report.operations, path)
+
+    def listing(self) -> str:
+        """The step program, with the diagnostics below the operations that they are about."""
+        return list_program(self.module_info, self.diagnostics)
+
     def _repr_html_(self) -> str:
         return self.report()._repr_html_()
 
 
 def compile_etrace_graph(
-    model: Callable[..., Any], *args: Any, control_flow: ControlFlowPolicy | None = None
+    model: Callable[..., Any],
+    *args: Any,
+    control_flow: ControlFlowPolicy | None = None,
+    on_mixing: OnMixing = "diagonal",
+    strict: bool = False,
+    callback: StageCallback | None = None,
 ) -> ETraceGraph:
     """Run the four stages of the compiler.
 
@@ -91,6 +129,13 @@ def compile_etrace_graph(
         Example inputs of one step.
     control_flow : ControlFlowPolicy, optional
         What is done with marked operations inside branches and loops.
+    on_mixing : {"diagonal", "error", "exact"}
+        Where a state's memory mixes positions: follow the true diagonal of the local Jacobian, refuse, or leave it to
+        an algorithm that keeps the whole influence.
+    strict : bool
+        Refuse a model unless every gradient is certified exact.
+    callback : callable, optional
+        Called after each stage with its name and its result.
 
     Returns
     -------
@@ -100,6 +145,8 @@ def compile_etrace_graph(
     ------
     NotSupportedError
         If a marked operation stands where the compiler cannot follow it.
+    CompilationError
+        If `on_mixing` or `strict` refuse the model. A note names the stage that failed, and those before it.
 
     Warns
     -----
@@ -124,16 +171,18 @@ def compile_etrace_graph(
     >>> [(r.weight_path, r.connected_hidden_paths) for r in graph.hidden_param_op_relations]
     [(('w',), (('h',),))]
     """
-    minfo = extract_module_info(model, *args, control_flow=control_flow)
-    groups, hid_path_to_group = find_hidden_groups_from_minfo(minfo)
-    found = find_relations(minfo, groups)
-    perturbation = perturb(minfo, groups, found.operations, found.transitions)
+    stages = Stages(callback)
+    minfo = stages.run(extract_module_info, model, *args, control_flow=control_flow)
+    groups, hid_path_to_group = stages.run(find_hidden_groups_from_minfo, minfo)
+    found = stages.run(find_relations, minfo, groups)
+    require_positions(found.transitions, found.relations, on_mixing)
+    perturbation = stages.run(perturb, minfo, groups, found.operations, found.transitions)
     told = {r.weight_path for r in found.records if r.kind is DiagnosticKind.TIME_VARYING_WEIGHT}
-    records = (
-        *minfo.records,
-        *found.records,
-        *structural_findings(model, minfo, groups, found.relations, perturbation, told),
-    )
+    findings = structural_findings(model, minfo, groups, found.relations, perturbation, told)
+    records = (*minfo.records, *found.records, *findings)
     graph = ETraceGraph(minfo, groups, hid_path_to_group, found.relations, perturbation, records)
+    print_if_debugging(graph)
+    if strict:
+        require_exact(graph.certificates(), records)
     emit_warnings(records)
     return graph

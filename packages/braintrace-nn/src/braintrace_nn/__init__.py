@@ -54,6 +54,8 @@ from brainstate.nn import Tanh as Tanh
 from brainstate.nn import Tanhshrink as Tanhshrink
 from brainstate.nn import Unflatten as Unflatten
 
+from braintrace_primitives._jax_compat import hide_frames
+
 from ._cells import CFNCell as CFNCell
 from ._cells import GRUCell as GRUCell
 from ._cells import LRUCell as LRUCell
@@ -87,9 +89,26 @@ from ._linear import Linear as Linear
 from ._readout import LeakyRateReadout as LeakyRateReadout
 from ._readout import LeakySpikeReadout as LeakySpikeReadout
 from ._sequential import Sequential as Sequential
+from ._spiking import ALIFCell as ALIFCell
+from ._spiking import Alpha as Alpha
+from ._spiking import COBACell as COBACell
+from ._spiking import Delta as Delta
+from ._spiking import DualExpon as DualExpon
+from ._spiking import Expon as Expon
+from ._spiking import GIFCell as GIFCell
+from ._spiking import Kinetics as Kinetics
+from ._spiking import LIFCell as LIFCell
+from ._spiking import ShortTermPlasticity as ShortTermPlasticity
+from ._spiking import SpikingCell as SpikingCell
+from ._spiking import Synapse as Synapse
 from ._stateful import StatefulLayer as StatefulLayer
 from ._structured import GroupedLinear as GroupedLinear
 from ._structured import LoRA as LoRA
 from ._structured import SparseLinear as SparseLinear
+from ._surrogate import arctan_spike as arctan_spike
+from ._surrogate import box_spike as box_spike
+from ._surrogate import sigmoid_spike as sigmoid_spike
 from ._surrogate import triangular_spike as triangular_spike
 from ._version import __version__ as __version__
+
+hide_frames(__file__)
