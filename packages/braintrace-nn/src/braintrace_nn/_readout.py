@@ -5,33 +5,17 @@ from typing import Any, ClassVar, Literal
 
 import brainstate
 import jax
-import jax.numpy as jnp
 import saiunit as u
 
 from braintrace_primitives import matmul
 
-from ._checks import describe
 from ._errors import ConfigurationError
 from ._init import KAIMING_NORMAL, ZEROS, Initializer, Size, parameter
 from ._stateful import StatefulLayer
 from ._surrogate import triangular_spike
+from ._time import leak
 
 FIVE_MS = 5.0 * u.ms
-
-
-def leak(module: Any, tau: Any, dtype: Any) -> jax.Array:
-    """Fraction exp(-dt/tau) of a memory that a time step of the environment's dt leaves."""
-    dt = brainstate.environ.get("dt", None)
-    ratio = None if dt is None else dt / tau
-    if ratio is None or not u.get_dim(ratio).is_dimensionless:
-        raise ConfigurationError(
-            "The time step does not fit the time constant.",
-            where=describe(module),
-            found=f"dt={dt}, tau={tau}",
-            expected="dt and tau in units of time, or both plain numbers",
-            fix="set it, for instance by brainstate.environ.set(dt=1.0 * saiunit.ms)",
-        )
-    return jnp.exp(-u.get_mantissa(u.maybe_decimal(ratio))).astype(dtype)
 
 
 class LeakyRateReadout(StatefulLayer):
@@ -39,7 +23,7 @@ class LeakyRateReadout(StatefulLayer):
 
     .. math:: r^t = k\, r^{t-1} + x^t W, \qquad k = e^{-\Delta t / \tau}
 
-    One hidden group of one state per output, without recurrent mixing: the gradient of W is exact.
+    One hidden group of one state per output. Certificate: exact.
 
     Parameters
     ----------
@@ -103,8 +87,7 @@ class LeakySpikeReadout(StatefulLayer):
         V^t &= k\, (V^{t-1} - R^{t-1}) + x^t W, \qquad k = e^{-\Delta t / \tau}
 
     with :math:`R = V_{th} s` for the soft reset and :math:`R = V s` for the hard one, where the gradient sees
-    the reset through s only. The output is :math:`s^t`. One hidden group of one state per output, without
-    recurrent mixing: the gradient of W is exact.
+    the reset through s only. The output is :math:`s^t`. One hidden group of one state per output. Certificate: exact.
 
     Parameters
     ----------

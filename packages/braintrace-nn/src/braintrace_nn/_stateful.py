@@ -1,6 +1,6 @@
 """Layers with hidden states: how they are made, reset, checked and read."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import brainstate
 
@@ -27,7 +27,7 @@ class StatefulLayer(Layer):
     name : str, optional
     """
 
-    state_names: ClassVar[tuple[str, ...]]
+    state_names: tuple[str, ...]
 
     def __init__(
         self,
@@ -46,14 +46,15 @@ class StatefulLayer(Layer):
     def init_state(self, batch_size: int | None = None) -> None:
         """Make the hidden states, shape ``state_size`` or ``(batch_size, *state_size)``."""
         for name in self.state_names:
-            setattr(self, name, brainstate.HiddenState(self._initial(batch_size)))
+            setattr(self, name, brainstate.HiddenState(self.initial(name, batch_size)))
 
     def reset_state(self, batch_size: int | None = None) -> None:
         """Set the hidden states back to their initial value, possibly for another batch size."""
-        for state in require_states(self, self.state_names):
-            state.value = self._initial(batch_size)
+        for name, state in zip(self.state_names, require_states(self, self.state_names), strict=True):
+            state.value = self.initial(name, batch_size)
 
-    def _initial(self, batch_size: int | None) -> Any:
+    def initial(self, name: str, batch_size: int | None) -> Any:
+        """Initial value of the hidden state of this name."""
         return initial_state(self.state_init, self.state_size, batch_size, "state_init")
 
     def read(self, x: Any) -> tuple[Any, ...]:

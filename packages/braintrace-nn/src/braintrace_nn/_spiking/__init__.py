@@ -1,0 +1,12 @@
+from ._coba import COBACell as COBACell
+from ._kinetics import Alpha as Alpha
+from ._kinetics import Delta as Delta
+from ._kinetics import DualExpon as DualExpon
+from ._kinetics import Expon as Expon
+from ._kinetics import Kinetics as Kinetics
+from ._kinetics import Synapse as Synapse
+from ._neurons import ALIFCell as ALIFCell
+from ._neurons import GIFCell as GIFCell
+from ._neurons import LIFCell as LIFCell
+from ._neurons import SpikingCell as SpikingCell
+from ._plasticity import ShortTermPlasticity as ShortTermPlasticity
