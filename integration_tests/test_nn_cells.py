@@ -12,7 +12,7 @@ from online import assert_close, dotted, precision
 from oracles import relative_error
 
 import braintrace
-from braintrace import nn
+import braintrace_nn as nn
 from braintrace_primitives import SparsityPattern
 
 T, B, I, H = 4, 2, 2, 3
@@ -45,6 +45,11 @@ def cell(kind, *recurrent, **omissions):
     return Model(lambda: kind(I, H), {name: {MIXING} for name in recurrent} | omissions)
 
 
+def spiking(kind, **options):
+    """A spiking layer without recurrence, which is exact."""
+    return Model(lambda: kind(I, H, recurrent=False, spk_fun=nn.arctan_spike, **options), {})
+
+
 def leaky(make):
     return Model(lambda: Leaky(make()), {})
 
@@ -63,6 +68,18 @@ CELLS = {
     "LRU": cell(nn.LRUCell),
     "LeakyRateReadout": cell(nn.LeakyRateReadout),
     "LeakySpikeReadout": cell(nn.LeakySpikeReadout),
+    "LIF": cell(nn.LIFCell, "W"),
+    "LIF, no recurrence": spiking(nn.LIFCell),
+    "LIF, alpha synapse": spiking(nn.LIFCell, synapse=nn.Alpha(2.0 * u.ms), spk_reset="hard"),
+    "LIF, dual synapse": spiking(nn.LIFCell, synapse=nn.DualExpon()),
+    "ALIF": cell(nn.ALIFCell, "W"),
+    "ALIF, no recurrence": spiking(nn.ALIFCell),
+    "GIF": cell(nn.GIFCell, "W"),
+    "GIF, no recurrence": spiking(nn.GIFCell),
+    "COBA": Model(lambda: nn.COBACell(I, 2, 1, V_init=-52.0), {"W_E": {MIXING}, "W_I": {MIXING}}),
+    "dual synapse": Model(lambda: nn.Synapse(I, H, nn.DualExpon()), {}),
+    "alpha synapse": Model(lambda: nn.Synapse(I, H, nn.Alpha()), {}),
+    "ShortTermPlasticity": Model(lambda: nn.ShortTermPlasticity(I), {}),
 }
 LAYERS = {
     "Linear": leaky(lambda: nn.Linear(I, H, w_mask=jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]))),
