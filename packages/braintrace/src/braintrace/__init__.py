@@ -17,7 +17,9 @@ from braintrace_algos import CheckpointError as CheckpointError
 from braintrace_algos import EProp as EProp
 from braintrace_algos import ETraceConfig as ETraceConfig
 from braintrace_algos import ETraceState as ETraceState
+from braintrace_algos import ETraceVmap as ETraceVmap
 from braintrace_algos import FixedRandomFeedback as FixedRandomFeedback
+from braintrace_algos import FunctionalLearner as FunctionalLearner
 from braintrace_algos import GradExpon as GradExpon
 from braintrace_algos import GradientComparison as GradientComparison
 from braintrace_algos import GradientQuality as GradientQuality
@@ -26,6 +28,7 @@ from braintrace_algos import IODimVjpAlgorithm as IODimVjpAlgorithm
 from braintrace_algos import KappaFilter as KappaFilter
 from braintrace_algos import LearnerError as LearnerError
 from braintrace_algos import LearnerTypeError as LearnerTypeError
+from braintrace_algos import MemoryReport as MemoryReport
 from braintrace_algos import MultiStepData as MultiStepData
 from braintrace_algos import OnlineLearner as OnlineLearner
 from braintrace_algos import OSTLFeedforward as OSTLFeedforward
