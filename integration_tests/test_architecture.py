@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "braintrace": {"braintrace_primitives", "braintrace_compiler", "braintrace_nn", "braintrace_algos"},
 }
 PACKAGES = tuple(MAY_IMPORT)
-IMPORT_NAMES = {"scikit-learn": "sklearn"}
+IMPORT_NAMES = {"orbax-checkpoint": "orbax", "scikit-learn": "sklearn"}
 MOVED_BY_JAX = ("jax.extend", "jax.interpreters", "jax._src")
 
 

@@ -12,7 +12,7 @@ import optax
 import pytest
 import saiunit as u
 
-from braintrace_algos import BPTT, D_RTRL, CheckpointError, compile
+from braintrace_algos import BPTT, D_RTRL, CheckpointError, LearnerError, compile
 from braintrace_primitives import matmul
 
 RUN = '''
@@ -164,7 +164,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(saved, monkeypatch):
     learner, path = saved
     content = path.read_bytes()
 
-    def fail(file, **arrays):
+    def fail(file, **_):
         file.write(b"half")
         raise OSError("disk full")
 
@@ -196,3 +196,32 @@ def test_units_are_part_of_an_entry(tmp_path):
     again.restore(tmp_path / "run.npz")
     assert again.model.v.value[0] == 2 * u.mV
     refuse(compile(Voltage(u.mA), D_RTRL, jnp.zeros(2)), tmp_path / "run.npz", "model.v: float32[3] mV", "mA")
+
+
+def test_orbax_keeps_the_same(saved, data, loss, tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    learner, _ = saved
+    folder = tmp_path / "run"
+    learner.save(folder, storage="orbax")
+    before = values(learner)
+    learner.etrace_train(*data, step_fn=lambda x, y: loss(learner(x), y), optimizer=optax.adam(1.0))
+    learner.restore(folder)
+    for now, then in zip(values(learner), before, strict=True):
+        assert now.dtype == then.dtype
+        assert bool(jnp.all(now == then))
+    with pytest.raises(CheckpointError, match="folder of its own"):
+        learner.save(folder, storage="orbax")
+    learner.init_optimizer(optax.sgd(0.1))
+    refuse(learner, folder, "optimizer.0[0].mu", "init_optimizer")
+    (tmp_path / "empty").mkdir()
+    refuse(learner, tmp_path / "empty", "not a checkpoint")
+
+
+def test_orbax_is_optional(saved, tmp_path, monkeypatch):
+    learner, _ = saved
+    monkeypatch.setitem(sys.modules, "orbax", None)
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(CheckpointError, match=r"braintrace-algos\[checkpoint\]"):
+        learner.save(tmp_path / "run", storage="orbax")
+    with pytest.raises(LearnerError, match="storage"):
+        learner.save(tmp_path / "run", storage="pickle")

@@ -1,25 +1,24 @@
-"""Checkpoints: all that a run needs to go on, in one file.
+"""Checkpoints: all that a run needs to go on.
 
-A checkpoint is an ``.npz`` archive of plain arrays and a manifest in JSON that names each array by the path of its
-state, with shape, dtype and unit. It is read without pickle, and always against the learner that is to go on from it.
+A checkpoint is a list of plain arrays and a manifest in JSON that names each array by the path of its state, with
+shape, dtype and unit. It is read without pickle, and always against the learner that is to go on from it.
 """
 
-import json
 import os
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import brainstate
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from ._checks import check_choice
 from ._errors import CheckpointError
+from ._storage import NumpyArchive, OrbaxFolder
 from ._version import __version__
 
 FORMAT = 1
+_STORAGE = {"npz": NumpyArchive, "orbax": OrbaxFolder}
 
 
 class Entry(NamedTuple):
@@ -41,7 +40,7 @@ class Checkpoints:
     plan: Any
     _initial: list[tuple[brainstate.State, Any]]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], storage: str = "npz") -> None:
         """Write all that a later run needs to go on as if it had never stopped.
 
         Parameters, hidden and other states, traces, the optimiser's state, the step counter and random keys (those of
@@ -52,6 +51,9 @@ class Checkpoints:
         ----------
         path : path
             File to write; folders above it are made. An existing file is replaced.
+        storage : {"npz", "orbax"}
+            "orbax" (extra `checkpoint`) writes a new folder in the format of Orbax instead, for arrays that are spread
+            over devices or hosts.
 
         Examples
         --------
@@ -77,6 +79,7 @@ class Checkpoints:
         >>> again.model.h.value.tolist()
         [2.0, 2.0, 2.0]
         """
+        check_choice("storage", storage, tuple(_STORAGE))
         leaves = _leaves(self._saved_values(self._saved_states()))
         manifest = {
             "format": FORMAT,
@@ -84,8 +87,7 @@ class Checkpoints:
             "algorithm": type(self).__name__,
             "entries": {name: entry_of(leaf, unit) for name, (leaf, unit) in leaves.items()},
         }
-        arrays = {f"array_{i}": _to_numpy(leaf) for i, (leaf, _) in enumerate(leaves.values())}
-        _write(Path(path), {"manifest": np.frombuffer(json.dumps(manifest).encode(), np.uint8), **arrays})
+        _STORAGE[storage].write(Path(path), manifest, [leaf for leaf, _ in leaves.values()])
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint.
@@ -108,11 +110,13 @@ class Checkpoints:
         states = self._saved_states()
         values = self._saved_values(states)
         targets = _leaves(values)
-        manifest, arrays = _read(path)
+        storage = _STORAGE["orbax" if path.is_dir() else "npz"]
+        manifest = storage.manifest(path)
+        _require_format(path, manifest)
         found = {name: Entry(tuple(e[0]), e[1], e[2]) for name, e in manifest["entries"].items()}
         expected = {name: entry_of(leaf, unit) for name, (leaf, unit) in targets.items()}
         _require_equal(path, manifest, found, expected, type(self).__name__)
-        restored = {name: _from_numpy(array, targets[name][0]) for name, array in zip(found, arrays, strict=True)}
+        restored = dict(zip(found, storage.arrays(path, [targets[name][0] for name in found]), strict=True))
         for name, value in values.items():
             leaves = [restored[leaf] for leaf, _, _ in _value_leaves(name, value)]
             values[name] = jax.tree.unflatten(jax.tree.structure(value), leaves)
@@ -160,52 +164,7 @@ def _leaves(values: dict[str, Any]) -> dict[str, tuple[Any, str | None]]:
     return {name: (leaf, unit) for name, leaf, unit in found}
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-
-
-def _to_numpy(leaf: Any) -> np.ndarray:
-    """An array of one of NumPy's own dtypes, with all the bits of `leaf`."""
-    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-    return array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
-
-
-def _from_numpy(array: np.ndarray, target: Any) -> Any:
-    """The inverse of `_to_numpy`, of the type of `target` and placed like it."""
-    if isinstance(target, (bool, int, float, complex)):
-        return type(target)(array[()])
-    if _is_key(target):
-        value = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(target))
-    else:
-        dtype = jnp.result_type(target)
-        value = jnp.asarray(array if array.dtype == dtype else array.view(dtype))
-    return jax.device_put(value, target.sharding) if getattr(target, "committed", False) else value
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an archive beside `path`, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            manifest = json.loads(archive["manifest"].tobytes())
-            arrays = [archive[f"array_{i}"] for i in range(len(archive.files) - 1)]
-    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            "The file is not a checkpoint, or it is damaged.", where=str(path), found=str(error) or type(error).__name__
-        ) from error
+def _require_format(path: Path, manifest: dict[str, Any]) -> None:
     if manifest["format"] != FORMAT:
         raise CheckpointError(
             "The checkpoint has another format.",
@@ -214,7 +173,6 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
             expected=f"format {FORMAT}, as of version {__version__}",
             fix="read it with the version that wrote it",
         )
-    return manifest, arrays
 
 
 def _require_equal(
