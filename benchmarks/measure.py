@@ -21,7 +21,8 @@ def measure(
     -------
     dict
         ``regime``, and ``sides``: name -> medians over rounds of the seconds per time step and of the ratio to `BASE`
-        within a round (``ratio``, with quartiles; ``against_ours`` to the counterpart), compile time, temporaries, and
+        within a round (``ratio``, with quartiles; ``against_ours`` to the counterpart), ``cpu_ratio`` of the processor
+        time of all threads, which other work on the machine disturbs least, compile time, temporaries, and
         ``difference``: distance of the gradient from that of `BASE`, relative, where both saw the same data.
     """
     found: dict[str, Report] = {}
@@ -36,15 +37,21 @@ def measure(
         except SideError as error:
             found[side.name] = {"error": str(error)}
     ready = [side for side in sides if "error" not in found[side.name]]
+    if BASE not in (side.name for side in ready):
+        raise SideError(f"{BASE}, the unit of all ratios: {found[BASE]['error']}")
     times: dict[str, list[float]] = {side.name: [] for side in ready}
+    cpu: dict[str, list[float]] = {side.name: [] for side in ready}
     for number in range(rounds):
         log(f"{regime}: round {number + 1} of {rounds}")
         for side in ready:
-            times[side.name].append(workers[side.worker].ask("run", name=side.name) / steps[side.name])
+            seconds, busy = workers[side.worker].ask("run", name=side.name)
+            times[side.name].append(seconds / steps[side.name])
+            cpu[side.name].append(busy / steps[side.name])
     for worker in workers.values():
         worker.ask("clear")
     for side in ready:
         found[side.name] |= _summary(times[side.name], times[BASE]) | {"steps": steps[side.name]}
+        found[side.name]["cpu_ratio"] = statistics.median(cpu[side.name]) / statistics.median(cpu[BASE])
         if side.counterpart in times:
             found[side.name]["against_ours"] = _quartiles(times[side.name], times[side.counterpart])[1]
         found[side.name]["compile_ratio"] = found[side.name]["compile_s"] / found[BASE]["compile_s"]

@@ -5,7 +5,18 @@ from typing import Any
 
 from .regimes import BASE, Regime
 
-HEADER = ("problem", "side", "ms/step", "× BPTT", "quartiles", "× ours", "temporaries MB", "compile s", "Δ gradient")
+HEADER = (
+    "problem",
+    "side",
+    "ms/step",
+    "× BPTT",
+    "quartiles",
+    "× BPTT, CPU time",
+    "× ours",
+    "temporaries MB",
+    "compile s",
+    "Δ gradient",
+)
 
 
 def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -21,13 +32,14 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _cells(facts: dict[str, Any]) -> tuple[str, ...]:
     if "error" in facts:
-        return ("-", "-", "-", "-", "-", "-", facts["error"][:60])
+        return ("-", "-", "-", "-", "-", "-", "-", facts["error"][:60])
     low, high = facts["ratio_quartiles"]
     distance = facts.get("difference")
     return (
         f"{1e3 * facts['s_per_step']:.3g}",
         f"{facts['ratio']:.3g}",
         f"{low:.3g} - {high:.3g}",
+        f"{facts['cpu_ratio']:.3g}",
         f"{facts['against_ours']:.3g}" if "against_ours" in facts else "",
         f"{facts['temporary_bytes'] / 1e6:.3g}",
         f"{facts['compile_s']:.2g}",
