@@ -72,8 +72,8 @@ class SparsityPattern:
     @classmethod
     def from_dense(cls, mask: Any) -> "SparsityPattern":
         """The positions of the non-zero entries of `mask`, row by row."""
-        mask = np.asarray(mask)
-        return cls(*np.nonzero(mask), mask.shape)
+        rows, cols = np.nonzero(mask)
+        return cls(rows, cols, np.shape(mask))
 
     @classmethod
     def from_matrix(cls, matrix: Any) -> "SparsityPattern":
@@ -88,7 +88,7 @@ class SparsityPattern:
         """
         if isinstance(matrix, cls):
             return matrix
-        shape, indices = getattr(matrix, "shape", ()), getattr(matrix, "indices", None)
+        shape, indices = getattr(matrix, "shape", ()), getattr(matrix, "indices", np.zeros(()))
         if len(shape) == 2:
             if hasattr(matrix, "row") and hasattr(matrix, "col"):
                 return cls(matrix.row, matrix.col, shape)

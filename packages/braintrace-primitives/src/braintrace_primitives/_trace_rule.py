@@ -10,7 +10,8 @@ and ``D`` their S × S transition blocks,
 Conventions: the states axis S leads every trace, factor and signal; a time axis T leads whatever is summed
 over time; weights, traces and gradients are dicts keyed by the trainable names of the primitive. Nothing is
 conjugated: complex numbers follow the convention of `jax.vjp`. Traces and factors are expected in one
-precision, the caller's choice."""
+precision, the caller's choice.
+"""
 
 import functools
 import math
@@ -41,8 +42,9 @@ class TraceRule:
     Notes
     -----
     A rule holds no state. In the shapes below ``*x``, ``*y`` and ``*w`` are the shapes of the op's input,
-    output and weight; `weights` may be abstract (`jax.ShapeDtypeStruct`) in `init`, `contract` and
-    `trace_size`."""
+    output and weight. `weights` may be abstract (`jax.ShapeDtypeStruct`) in `init` and `trace_size`; an op that is
+    not linear but multilinear in its weights (LoRA) is taken at the values given.
+    """
 
     def __init__(self, fn: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], Any]):
         self.fn = fn
@@ -84,14 +86,8 @@ class TraceRule:
         return transpose(gs.astype(ys.dtype))[0]
 
     def init(
-        self,
-        x: Any,
-        weights: Mapping[str, Any],
-        y: Any,
-        num_states: int,
-        params: Mapping[str, Any],
-        dtype: Any,
-    ):
+        self, x: Any, weights: Mapping[str, Any], y: Any, num_states: int, params: Mapping[str, Any], dtype: Any
+    ) -> Arrays:
         """Zero trace for abstract `x`, `y` and `weights` and S = `num_states`."""
         raise NotImplementedError
 

@@ -1,7 +1,8 @@
 """Physical units by duck typing: anything with a ``mantissa`` and a ``unit`` is a quantity.
 
 An operation strips units from its operands, binds its primitive on plain arrays and puts the unit of the
-result back, so that primitives, traces and compilers see arrays only. No unit library is imported."""
+result back, so that primitives, traces and compilers see arrays only. No unit library is imported.
+"""
 
 from typing import Any, NamedTuple
 

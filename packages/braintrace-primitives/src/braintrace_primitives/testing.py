@@ -79,10 +79,11 @@ def check_primitive(
     window = _Window(spec, operands, params, num_states, num_steps)
     pairs |= window.pairs()
     if spec.x_invar_index is not None:
-        batch = _Window(*_mapped(spec, operands, params), num_states, num_steps)
+        mapped, samples, mapped_params = _mapped(spec, operands, params)
+        batch = _Window(mapped, samples, mapped_params, num_states, num_steps)
         pairs |= {f"batched {name}": pair for name, pair in batch.pairs().items()}
         pairs["batch against samples"] = batch.gradient(), window.sum_over_samples(batch)
-    return {name: _deviation(f"{spec.name}, {name}", *pair, tolerance) for name, pair in pairs.items()}
+    return {name: _deviation(f"{spec.name}, {name}", got, want, tolerance) for name, (got, want) in pairs.items()}
 
 
 def _deviation(where: str, got: Any, want: Any, tolerance: float | None) -> float:

@@ -23,7 +23,8 @@ class ConvTraceRule(TraceRule):
 
     An output of channel o at one position depends on the M kernel elements of that channel through the patch
     of the input beneath it. Positions enumerate samples and spatial places together. Only a carry needs this:
-    within a window the gradient is the transposed convolution of `pullback`."""
+    within a window the gradient is the transposed convolution of `pullback`.
+    """
 
     def init(self, x, weights, y, num_states, params, dtype):
         *places, outputs = jax.eval_shape(lambda y: _align(y, 0, params), y).shape
@@ -97,7 +98,7 @@ def _to_kernel(total, kernel_shape, params):
 def _conv(x, kernel, bias=None, *, has_bias, strides, **window):
     dtype = jnp.result_type(x, kernel)
     y = _convolve(x.astype(dtype), kernel.astype(dtype), window_strides=strides, **window)
-    return y + bias if has_bias else y
+    return y if bias is None else y + bias
 
 
 def _convolve(x, kernel, **window):

@@ -14,7 +14,7 @@ _WHERE = "matmul(x, weight, bias)"
 
 def _matmul(x, weight, bias=None, *, has_bias):
     y = x @ weight
-    return y + bias if has_bias else y
+    return y if bias is None else y + bias
 
 
 _register = functools.partial(

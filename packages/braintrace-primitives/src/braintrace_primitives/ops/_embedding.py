@@ -47,8 +47,8 @@ class EmbeddingTraceRule(TraceRule):
 
 
 def _embedding(indices, weight):
-    lead = explicit_spec(indices)
-    out_spec = None if lead is None else PartitionSpec(*lead, *explicit_spec(weight)[1:])
+    lead, table = explicit_spec(indices), explicit_spec(weight)
+    out_spec = None if lead is None or table is None else PartitionSpec(*lead, *table[1:])
     return in_auto_axes(lambda i, w: w.at[i].get(mode="fill", fill_value=jnp.nan), out_spec, indices, weight)
 
 
@@ -61,34 +61,33 @@ etp_emb_v_p = _register("etp_emb_v", _embedding, batched_form=etp_emb_p)
 def embedding(indices: Any, weight: Any, *, weight_fn: Callable[[Any], Any] | None = None) -> Any:
     """Marked look-up of rows, ``weight[indices]``.
 
-        Binds ``etp_emb_v`` for a single index and ``etp_emb`` for an array of them.
+    Binds ``etp_emb_v`` for a single index and ``etp_emb`` for an array of them.
 
-        Parameters
-        ----------
-        indices : integer array of any shape
-            Negative indices count from the end; rows of indices beyond the table are NaN.
-        weight : array or quantity of shape (N, D)
-        weight_fn : callable, optional
-            Applied to `weight` before the look-up, as ordinary JAX code.
+    Parameters
+    ----------
+    indices : integer array of any shape
+        Negative indices count from the end; rows of indices beyond the table are NaN.
+    weight : array or quantity of shape (N, D)
+    weight_fn : callable, optional
+        Applied to `weight` before the look-up, as ordinary JAX code.
 
-        Returns
-        -------
-        array or quantity of shape (*indices, D)
-            In the unit of `weight`.
+    Returns
+    -------
+    array or quantity of shape (*indices, D)
+        In the unit of `weight`.
 
-        Raises
-        ------
-        OperandError
-            If `weight` is not a matrix.
-        OperandTypeError
-            If `indices` are not integers or `weight` is not an array of floating or complex dtype.
+    Raises
+    ------
+    OperandError
+        If `weight` is not a matrix.
+    OperandTypeError
+        If `indices` are not integers or `weight` is not an array of floating or complex dtype.
 
-        Examples
-        --------
-        >>> import jax.numpy as jnp
-    from jax.sharding import PartitionSpec
-        >>> embedding(jnp.array([2, 0]), jnp.arange(6.0).reshape(3, 2)).tolist()
-        [[4.0, 5.0], [0.0, 1.0]]
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> embedding(jnp.array([2, 0]), jnp.arange(6.0).reshape(3, 2)).tolist()
+    [[4.0, 5.0], [0.0, 1.0]]
     """
     part = split(applied(weight_fn, weight))
     w = as_weight(part.mantissa, "weight", _WHERE)

@@ -16,7 +16,7 @@ _WHERE = "grouped_matmul(x, weight, bias)"
 
 def _grouped_matmul(x, weight, bias=None, *, has_bias):
     y = jnp.einsum("...gk,gkn->...gn", x, weight)
-    return y + bias if has_bias else y
+    return y if bias is None else y + bias
 
 
 _register = functools.partial(

@@ -27,20 +27,24 @@ class LoRATraceRule(TraceRule):
 
     `pullback`, the gradient within a window, is thin products only: no I × O array is formed.
 
-    A carry across windows is another matter: the states at output o depend on all of B through column o of A,
-    so that B's trace is that of the effective weight B @ A, ``E`` of shape (S, ..., I, O), as large as a
-    dense layer's. With ``G = Σ signal · E`` the gradients are ``dB = alpha · G @ Aᵀ`` and ``dA = alpha · Bᵀ @
-    G``. They are exact, equal to BPTT wherever the trace of a dense layer is, while B and A keep their values
-    over the sequence. Where they are updated on the way, past steps count with the present factors.
+    A carry across windows is another matter: the states at output o depend on all of B, through column o of A. B's
+    trace is that of the effective weight B @ A: ``E`` of shape (S, ..., I, O), as large as a dense layer's. With
+    ``G = Σ signal · E`` the gradients are
 
-    With ``carry_b=False`` nothing of size I × O exists: A carries ``F ⊗ (alpha · x @ B)`` of shape (S, ...,
-    r, O), exact under the same condition (past steps count with the B of their time), and the credit of B
-    ends with the window."""
+    .. math:: dB = \alpha\, G A^\top, \qquad dA = \alpha\, B^\top G ,
+
+    as exact as those of a dense layer with that effective weight while B and A keep their values over the sequence.
+    Where they are updated on the way, past steps count with the present factors.
+
+    With ``carry_b=False`` nothing of size I × O exists. A carries the trace of ``alpha · x @ B``, of shape
+    (S, ..., r, O), exact under the same condition (past steps count with the B of their time), and B's credit ends
+    with the window.
+    """
 
     def init(self, x, weights, y, num_states, params, dtype):
         name, size = ("B", x.shape[-1]) if params["carry_b"] else ("A", weights["A"].shape[0])
-        shapes = {name: (*y.shape[:-1], size, y.shape[-1]), "bias": y.shape}
-        return {n: jnp.zeros((num_states, *shapes[n]), dtype) for n in _carried(params)}
+        shapes = {name: (*y.shape[:-1], size, y.shape[-1])} | ({"bias": y.shape} if params["has_bias"] else {})
+        return {name: jnp.zeros((num_states, *shape), dtype) for name, shape in shapes.items()}
 
     def accumulate(self, xs, factors, weights, params):
         xs = in_precision_of(factors, xs)
@@ -71,13 +75,9 @@ class LoRATraceRule(TraceRule):
         return {name: cast_like(grads[name], w) for name, w in weights.items()}
 
 
-def _carried(params):
-    return ["B" if params["carry_b"] else "A", *(["bias"] if params["has_bias"] else [])]
-
-
 def _lora_matmul(x, B, A, bias=None, *, alpha, has_bias, carry_b):
     y = alpha * ((x @ B) @ A)
-    return y + bias if has_bias else y
+    return y if bias is None else y + bias
 
 
 _register = functools.partial(

@@ -8,13 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_primitives._sharding import explicit_sharding
-from braintrace_primitives._trace_rule import (
-    TraceRule,
-    cast_like,
-    in_precision_of,
-    mix,
-    sum_leading,
-)
+from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
 
 class Equation(NamedTuple):

@@ -71,7 +71,7 @@ def _sparse_matmul(x, data, bias=None, *, sparse_mat, has_bias):
     lead = explicit_spec(x)
     out_spec = None if lead is None else PartitionSpec(*lead[:-1], None)
     y = in_auto_axes(functools.partial(_product, sparse_mat), out_spec, x, data)
-    return y + bias if has_bias else y
+    return y if bias is None else y + bias
 
 
 def _product(pattern, x, data):
@@ -101,38 +101,37 @@ def sparse_matmul(
 ) -> Any:
     """Marked product ``x @ W + bias`` with a sparse W of static pattern and trainable entries.
 
-        Binds ``etp_sp_mv`` for a vector and ``etp_sp_mm`` for any number of leading axes.
+    Binds ``etp_sp_mv`` for a vector and ``etp_sp_mm`` for any number of leading axes.
 
-        Parameters
-        ----------
-        x : array or quantity of shape (..., I)
-        data : array or quantity of shape (nnz,)
-            The stored entries of W.
-        sparse_mat : SparsityPattern or sparse matrix of shape (I, O)
-            The pattern: ours, or a BCOO, BCSR, brainevent or SciPy matrix, of which only the positions are read.
-            Convert once, with ``SparsityPattern.from_matrix``, where the call is traced often.
-        bias : array or quantity of shape (O,), optional
-        weight_fn, bias_fn : callable, optional
-            Applied to `data` and `bias` before the product, as ordinary JAX code.
+    Parameters
+    ----------
+    x : array or quantity of shape (..., I)
+    data : array or quantity of shape (nnz,)
+        The stored entries of W.
+    sparse_mat : SparsityPattern or sparse matrix of shape (I, O)
+        The pattern: ours, or a BCOO, BCSR, brainevent or SciPy matrix, of which only the positions are read.
+        Convert once, with ``SparsityPattern.from_matrix``, where the call is traced often.
+    bias : array or quantity of shape (O,), optional
+    weight_fn, bias_fn : callable, optional
+        Applied to `data` and `bias` before the product, as ordinary JAX code.
 
-        Returns
-        -------
-        array or quantity of shape (..., O)
+    Returns
+    -------
+    array or quantity of shape (..., O)
 
-        Raises
-        ------
-        OperandError
-            If ranks, sizes or units do not fit.
-        OperandTypeError
-            If an operand is not an array or has an integer dtype, or the pattern is traced.
+    Raises
+    ------
+    OperandError
+        If ranks, sizes or units do not fit.
+    OperandTypeError
+        If an operand is not an array or has an integer dtype, or the pattern is traced.
 
-        Examples
-        --------
-        >>> import jax.numpy as jnp
-    from jax.sharding import PartitionSpec
-        >>> pattern = SparsityPattern.from_dense([[1, 0], [1, 1]])
-        >>> sparse_matmul(jnp.array([1.0, 10.0]), jnp.array([1.0, 2.0, 3.0]), sparse_mat=pattern).tolist()
-        [21.0, 30.0]
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> pattern = SparsityPattern.from_dense([[1, 0], [1, 1]])
+    >>> sparse_matmul(jnp.array([1.0, 10.0]), jnp.array([1.0, 2.0, 3.0]), sparse_mat=pattern).tolist()
+    [21.0, 30.0]
     """
     pattern = SparsityPattern.from_matrix(sparse_mat)
     data, bias = applied(weight_fn, data), applied(bias_fn, bias)
