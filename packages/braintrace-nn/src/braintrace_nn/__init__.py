@@ -86,6 +86,13 @@ from ._errors import InputShapeError as InputShapeError
 from ._errors import InputTypeError as InputTypeError
 from ._errors import MissingStateError as MissingStateError
 from ._linear import Linear as Linear
+from ._nir import LI as LI
+from ._nir import LIF as LIF
+from ._nir import CubaLI as CubaLI
+from ._nir import CubaLIF as CubaLIF
+from ._nir import NIRModel as NIRModel
+from ._nir import from_nir as from_nir
+from ._nir import to_nir as to_nir
 from ._readout import LeakyRateReadout as LeakyRateReadout
 from ._readout import LeakySpikeReadout as LeakySpikeReadout
 from ._sequential import Sequential as Sequential
