@@ -47,18 +47,20 @@ def _merged_groups(groups: Sequence[HiddenGroup]) -> Iterator[CompilationRecord]
 
 
 def _cross_group_memory(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> Iterator[CompilationRecord]:
-    driven = driven_groups(minfo, [t.group for t in perturbation.transitions])
-    for source, reached in zip(perturbation.transitions, driven, strict=True):
-        for target in (perturbation.transitions[g] for g in numbers(reached)):
-            if target.remembers:
-                yield CompilationRecord(
-                    DiagnosticKind.CROSS_GROUP_MEMORY,
-                    DiagnosticLevel.INFO,
-                    f"group {source.group.index} drives group {target.group.index}, whose memory gives it no credit "
-                    "beyond the current step.",
-                    hidden_paths=(*source.group.hidden_paths, *target.group.hidden_paths),
-                    context={"hidden_group_indices": (source.group.index, target.group.index)},
-                )
+    groups = [t.group for t in perturbation.transitions]
+    remembering = {t.group.index for t in perturbation.transitions if t.remembers}
+    for group, reached in zip(groups, driven_groups(minfo, groups), strict=True):
+        targets = tuple(g for g in numbers(reached) if g in remembering)
+        if targets:
+            shown = ", ".join(map(str, targets[:8])) + (f" and {len(targets) - 8} more" if len(targets) > 8 else "")
+            yield CompilationRecord(
+                DiagnosticKind.CROSS_GROUP_MEMORY,
+                DiagnosticLevel.INFO,
+                f"group {group.index} drives groups with memory of their own ({shown}), which gives it no credit beyond "
+                "the current step.",
+                hidden_paths=(*group.hidden_paths, *(p for g in targets for p in groups[g].hidden_paths)),
+                context={"hidden_group_indices": (group.index, *targets)},
+            )
 
 
 def _position_mixing(

@@ -203,6 +203,7 @@ class _Rewriter:
     def _demand(self, cuts: Mapping[Var, int], observed: tuple[Var, ...]) -> dict[Var, dict[_View, None]]:
         """Which views of each variable its readers ask for."""
         views: dict[Var, dict[_View, None]] = {}
+        wanted = set(observed)
 
         def ask(v: Any, view: _View) -> None:
             if not isinstance(v, Literal):
@@ -212,7 +213,7 @@ class _Rewriter:
             ask(v, _View())
         for eqn in reversed(self.minfo.jaxpr.eqns):
             for v in eqn.outvars:
-                if v in observed and v not in views:
+                if v in wanted and v not in views:
                     ask(v, _View())
             swapped = self.operands.get(eqn.outvars[0], {})
             for view in self._computed(eqn, views):
@@ -221,7 +222,7 @@ class _Rewriter:
                     if i not in swapped:
                         ask(v, below)
         for v in self.minfo.jaxpr.invars:
-            if v in observed and v not in views:
+            if v in wanted and v not in views:
                 ask(v, _View())
         return views
 

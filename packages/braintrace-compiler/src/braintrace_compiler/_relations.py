@@ -104,7 +104,7 @@ def find_relations(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> Relation
     relations = tuple(
         _relate(op, pairs[op.y_var], reach.anyhow, k) for k, op in enumerate(operations) if op.y_var in pairs
     )
-    paths = {name: by_operation(minfo, variables) for name, variables in reach._asdict().items()}
+    paths = [by_operation(minfo, found) for found in (reach.anyhow, reach.direct, reach.crossing)]
     told = [
         record
         for k, op in enumerate(operations)
@@ -112,7 +112,7 @@ def find_relations(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> Relation
             op,
             tuple(group for group, _ in pairs.get(op.y_var, ())),
             tuple(unmatched.get(op.y_var, ())),
-            *(tuple(paths[name].get(k, ())) for name in ("anyhow", "direct", "crossing")),
+            *(tuple(found.get(k, ())) for found in paths),
         ).records()
     ]
     return Relations(relations, operations, found.transitions, (*told, *skipped))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._flow import between, dependence, influence, is_marked, join_bits, seeds_of
+from ._flow import between, dependence, influence, is_marked, join_bits, numbers, seeds_of
 from ._hidden_groups import HiddenGroup, new_states_elsewhere
 from ._jaxpr import Jaxpr, JaxprEqn, Var, slice_program
 from ._module_info import ModuleInfo
@@ -91,11 +91,12 @@ def find_local_transitions(
     ahead = influence(eqns, sources, barrier=is_marked, closed=closed)
     paths = between(eqns, ahead, behind, sources)
     known = minfo.constants()
+    fed_by: list[list[MarkedOperation]] = [[] for _ in groups]
+    for op in operations:
+        for index in numbers(sources.get(op.y_var, 0)):
+            fed_by[index].append(op)
 
-    found = []
-    for group in groups:
-        fed_by = [op for op in operations if sources.get(op.y_var, 0) >> group.index & 1]
-        found.append(_find_one(minfo, group, fed_by, paths.get(group.index, []), known))
+    found = [_find_one(minfo, g, fed_by[g.index], paths.get(g.index, []), known) for g in groups]
     return Transitions(*zip(*found, strict=True)) if found else Transitions((), (), ())
 
 
