@@ -5,6 +5,7 @@ shape, dtype and unit. It is read without pickle, and always against the learner
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from ._checks import check_choice
 from ._errors import CheckpointError
 from ._storage import NumpyArchive, OrbaxFolder
+from ._train import Training
 from ._version import __version__
 
 FORMAT = 1
@@ -33,11 +35,11 @@ class Entry(NamedTuple):
         return f"{self.dtype}[{','.join(map(str, self.shape))}]{unit}"
 
 
-class Checkpoints:
+class Checkpoints(Training):
     """The methods of a learner that save it and bring it back."""
 
     model: brainstate.nn.Module
-    plan: Any
+    states: Callable[..., Any]
     _initial: list[tuple[brainstate.State, Any]]
 
     def save(self, path: str | os.PathLike[str], storage: str = "npz") -> None:

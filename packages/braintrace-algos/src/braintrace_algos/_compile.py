@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 from braintrace_compiler import (
     CompilationError,
+    ControlFlowPolicy,
     DiagnosticKind,
     ETraceGraph,
     NotSupportedError,
+    OnMixing,
     StateKind,
     compile_etrace_graph,
 )
@@ -62,6 +64,8 @@ def compile(
     seed: int | None = None,
     verbose: int = 0,
     vmap: bool = False,
+    on_mixing: OnMixing = "diagonal",
+    control_flow: ControlFlowPolicy | None = None,
     **options: Any,
 ) -> Any:
     """Make a learner: initialise the model's states, trace one step, compile its graph.
@@ -81,6 +85,10 @@ def compile(
         1 prints the compilation report, 2 the diagnostics too.
     vmap : bool
         Map a single-sample model over `batch_size`; gradients are those of the batched model.
+    on_mixing : {"diagonal", "error", "exact"}
+        What is done where a state's memory mixes positions; see `compile_etrace_graph`.
+    control_flow : ControlFlowPolicy, optional
+        What is done with marked operations inside branches and loops.
     **options
         Of the algorithm, such as ``vjp_method`` and ``window``.
 
@@ -125,7 +133,7 @@ def compile(
     if seed is not None:
         brainstate.random.seed(seed)
     initialise(model, None if vmap else batch_size)
-    graph = compile_etrace_graph(model, *examples)
+    graph = compile_etrace_graph(model, *examples, on_mixing=on_mixing, control_flow=control_flow)
     require_learnable(graph)
 
     if vmap:

@@ -187,6 +187,8 @@ def scan_windows(advance: Callable[..., Any], carry: Any, steps: Any, K: int) ->
     T = jax.tree.leaves(steps)[0].shape[0]
     whole = T // K
     parts = []
+    if whole == 1 and not T % K:  # a scan of one iteration would keep XLA from seeing the window as a whole
+        return advance(carry, steps)
     if whole:
         windows = jax.tree.map(lambda v: v[: whole * K].reshape(whole, K, *v.shape[1:]), steps)
         carry, out = jax.lax.scan(advance, carry, windows)

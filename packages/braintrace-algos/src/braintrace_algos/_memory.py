@@ -3,6 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
+import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,9 @@ from braintrace_compiler import StateKind
 from ._checks import check_steps
 from ._fold_types import Window
 from ._plan import Plan
-from ._sequence import SequenceDrivers
 from ._step import run_step
 from ._tables import Table, readable_bytes
+from ._train import Training
 
 
 class MemoryReport(NamedTuple):
@@ -75,8 +76,10 @@ class MemoryReport(NamedTuple):
         return self.table._repr_html_()
 
 
-class MemoryUse(SequenceDrivers):
+class MemoryUse(Training):
     """The method of a learner that says what it stores."""
+
+    etraces: brainstate.State
 
     def memory_report(self, steps: int = 256) -> MemoryReport:
         """What `etrace_grad` holds in memory for a sequence, by purpose.

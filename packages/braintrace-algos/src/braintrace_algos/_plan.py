@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from braintrace_compiler import ETraceGraph, Feed, FeedKind, LocalTransition, MarkedOperation, PerturbedStep, StateInfo
 from braintrace_primitives import TraceRule
-from braintrace_primitives._jax_compat import eval_jaxpr
+from braintrace_primitives._jax_compat import Literal, eval_jaxpr
 
 Operands = tuple[dict[str, Any], ...]
 """Weight operands, one dict for each marked operation, keyed by trainable name."""
@@ -73,6 +73,9 @@ class Plan(NamedTuple):
     couplings : tuple of Coupling
     traced : tuple of int
         Groups that carry a trace: some operation feeds them, and their signal may differ from zero.
+    live : dict
+        Group -> ordinals of its states that carry a trace. A state whose past is read by recurrent operations alone
+        meets no signal under the strict rule, and nothing else remembers it.
     feedback : dict or None
         Operation -> fixed weights by which signals pass it backwards.
     """
@@ -84,6 +87,7 @@ class Plan(NamedTuple):
     signal: str
     couplings: tuple[Coupling, ...]
     traced: tuple[int, ...]
+    live: dict[int, tuple[int, ...]]
     feedback: dict[int, dict[str, Any]] | None = None
 
     @property
@@ -142,13 +146,19 @@ class Plan(NamedTuple):
         return jax.tree.map(lambda v: jnp.broadcast_to(v, (self.batch, *v.shape)), values)
 
     def by_group(self, per_state: Sequence[Any]) -> dict[int, Any]:
-        """Stack values given for each hidden state into ([copies,] S, *positions) for each traced group."""
+        """Stack values given for each hidden state into ([copies,] S, *positions), S the live ones of each group."""
         lead = 0 if self.batch is None else 1
         at = {path: i for i, path in enumerate(self.graph.hidden_perturb.perturb_hidden_paths)}
-        return {
-            g: jnp.stack(group.split([per_state[at[p]] for p in group.hidden_paths]), axis=lead)
-            for g, group in ((g, self.transitions[g].group) for g in self.traced)
-        }
+        stacked = {}
+        for index in self.traced:
+            group = self.transitions[index].group
+            parts = group.split([per_state[at[p]] for p in group.hidden_paths])
+            stacked[index] = jnp.stack([parts[i] for i in self.live[index]], axis=lead)
+        return stacked
+
+    def num_states(self, group: int) -> int:
+        """S, the number of live states at each position of a group."""
+        return len(self.live[group])
 
 
 def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any, signal: str = "past") -> Plan:
@@ -170,7 +180,21 @@ def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any
     traced = fed & step.recalls if signal == "past" else fed
     if carry.every_group:
         traced = frozenset(g.index for g in graph.hidden_groups)
-    return carry.prepare(Plan(graph, step, batch, carry, signal, tuple(couplings), tuple(sorted(traced))))
+    live = {g: _live_states(graph, step, g, everything=carry.every_state or signal == "state") for g in traced}
+    return carry.prepare(Plan(graph, step, batch, carry, signal, tuple(couplings), tuple(sorted(traced)), live))
+
+
+def _live_states(graph: ETraceGraph, step: PerturbedStep, index: int, everything: bool) -> tuple[int, ...]:
+    """Ordinals of the states of a group whose previous value the step reads in perturbed form."""
+    perturb, group = graph.hidden_perturb, graph.hidden_groups[index]
+    used = {v for eqn in step.jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
+    read = {
+        path
+        for path, var in zip(perturb.perturb_hidden_paths, perturb.previous_vars, strict=True)
+        if everything or var in used
+    }
+    wide = [path for path, width in zip(group.hidden_paths, group.widths, strict=True) for _ in range(width or 1)]
+    return tuple(i for i, path in enumerate(wide) if path in read)
 
 
 def _dotted(path: Sequence[Any]) -> str:

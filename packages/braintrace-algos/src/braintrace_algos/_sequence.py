@@ -222,9 +222,10 @@ def auto_fold(plan: Plan, T: int) -> int:
     step = 0
     for c in plan.traced_couplings:
         operation = plan.operations[c.operation]
-        S = plan.transitions[c.group].group.num_state
+        S = plan.num_states(c.group)
         step += 2 * S * operation.y_var.aval.size + (0 if operation.x_var is None else operation.x_var.aval.size)
     K = carried // step if step else 64
-    K = int(np.clip(K, 16, 256))
-    windows = -(-T // K)
-    return -(-T // windows)
+    K = min(int(np.clip(K, 16, 256)), T)
+    # A divisor of T leaves no rest that would be compiled for itself; short of one, windows of nearly equal length.
+    divisor = next((k for k in range(K, K // 2, -1) if T % k == 0), None)
+    return divisor or -(-T // -(-T // K))

@@ -1,6 +1,6 @@
 """One step of a compiled model, and the local derivatives D and F of its groups."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -93,13 +93,13 @@ class Derivatives(NamedTuple):
         Group -> (S, S, *positions), for groups that remember.
     F : dict
         Key of a coupling -> (S, *elements).
-    x : tuple
+    x : Inputs
         Input of each operation, or None.
     """
 
     D: dict[int, Any]
     F: dict[str, Any]
-    x: tuple[Any, ...]
+    x: Any
 
 
 def local_derivatives(plan: Plan, result: StepResult) -> Derivatives:
@@ -113,8 +113,8 @@ def local_derivatives(plan: Plan, result: StepResult) -> Derivatives:
         h = transition.group.split([known[v] for v in transition.group.hidden_invars])
         inputs = [*h, *(known[v] for v in (*transition.y_vars, *transition.constvars))]
 
-        def single(*inputs, transition=transition, couplings=couplings):
-            return differentiate(transition, couplings, inputs)
+        def single(*inputs, transition=transition, couplings=couplings, live=plan.live[index]):
+            return differentiate(transition, couplings, live, inputs)
 
         d, f = (single if plan.batch is None else jax.vmap(single))(*inputs)
         if transition.remembers:
@@ -123,39 +123,73 @@ def local_derivatives(plan: Plan, result: StepResult) -> Derivatives:
     return Derivatives(D, F, operation_inputs(plan, result))
 
 
-def operation_inputs(plan: Plan, result: StepResult) -> tuple[Any, ...]:
+@jax.tree_util.register_pytree_node_class
+class Inputs:
+    """The inputs of all operations, by ordinal; one that several operations share is kept once.
+
+    Parameters
+    ----------
+    values : sequence of arrays
+    slots : sequence of int or None
+        For each operation the place of its input among `values`; None where it has none.
+    """
+
+    def __init__(self, values: Sequence[Any], slots: Sequence[int | None]):
+        self.values, self.slots = tuple(values), tuple(slots)
+
+    def __getitem__(self, k: int) -> Any:
+        slot = self.slots[k]
+        return None if slot is None else self.values[slot]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[k] for k in range(len(self.slots)))
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
+        """Leaves and structure, for JAX."""
+        return self.values, self.slots
+
+    @classmethod
+    def tree_unflatten(cls, slots: tuple[int | None, ...], values: tuple[Any, ...]) -> "Inputs":
+        """The inverse of `tree_flatten`."""
+        return cls(values, slots)
+
+
+def operation_inputs(plan: Plan, result: StepResult) -> Inputs:
     """x of every operation that has one."""
-    x = tuple(None if op.x_var is None else result.observed[op.x_var] for op in plan.operations)
-    return jax.lax.stop_gradient(x)
+    variables = list(dict.fromkeys(op.x_var for op in plan.operations if op.x_var is not None))
+    place = {v: i for i, v in enumerate(variables)}
+    values = [jax.lax.stop_gradient(result.observed[v]) for v in variables]
+    return Inputs(values, [place.get(op.x_var) for op in plan.operations])
 
 
 def differentiate(
-    transition: LocalTransition, couplings: Sequence[Coupling], inputs: Sequence[Any]
+    transition: LocalTransition, couplings: Sequence[Coupling], live: Sequence[int], inputs: Sequence[Any]
 ) -> tuple[Any, list[Any]]:
-    """D (S, S, *positions), and F (S, *elements) of each coupling, by S reverse passes."""
-    S, Y = transition.group.num_state, len(transition.y_vars)
-    h, y, constants = list(inputs[:S]), list(inputs[S : S + Y]), inputs[S + Y :]
+    """D (S, S, *positions), and F (S, *elements) of each coupling, by a reverse pass for each of the S live states."""
+    count, Y = transition.group.num_state, len(transition.y_vars)
+    h, y, constants = list(inputs[:count]), list(inputs[count : count + Y]), inputs[count + Y :]
 
     def advance(h, y):
         return eval_jaxpr(transition.program, *h, *y, *constants)
 
     new, pull = jax.vjp(advance, h, y)
-    seeds = [[jnp.ones_like(v) if r == s else jnp.zeros_like(v) for r, v in enumerate(new)] for s in range(S)]
+    seeds = [[jnp.ones_like(v) if r == s else jnp.zeros_like(v) for r, v in enumerate(new)] for s in live]
     rows = [pull(seed) for seed in seeds]
 
     if transition.mixes:
-        D = jnp.stack([true_diagonals(lambda ct: pull(ct)[0], new, s) for s in range(S)])
+        D = jnp.stack([true_diagonals(lambda ct: [pull(ct)[0][r] for r in live], new, s) for s in live])
     else:
-        D = jnp.stack([jnp.stack(h_bar) for h_bar, _ in rows])
+        D = jnp.stack([jnp.stack([h_bar[r] for r in live]) for h_bar, _ in rows])
     F = []
     for c in couplings:
         if c.feed.kind is FeedKind.BROADCAST:
             # One source for each position: the forward derivative along ones, as the transpose of the reverse one,
             # since a custom reverse rule may have no forward counterpart.
             _, push = jax.vjp(lambda cts, slot=c.slot: pull(cts)[1][slot], [jnp.zeros_like(v) for v in new])
-            F.append(jnp.stack(push(jnp.ones_like(y[c.slot]))[0]))
+            pushed = push(jnp.ones_like(y[c.slot]))[0]
+            F.append(jnp.stack([pushed[s] for s in live]))
         elif c.feed.kind is FeedKind.DIAGONAL:
-            diagonals = [true_diagonals(lambda ct, slot=c.slot: [pull(ct)[1][slot]], new, s)[0] for s in range(S)]
+            diagonals = [true_diagonals(lambda ct, slot=c.slot: [pull(ct)[1][slot]], new, s)[0] for s in live]
             F.append(jnp.stack(diagonals))
         else:
             F.append(jnp.stack([y_bar[c.slot] for _, y_bar in rows]))

@@ -110,7 +110,7 @@ class Training(SequenceDrivers):
     """The methods of a learner that change its parameters."""
 
     param_states: dict[Any, brainstate.State]
-    _rule: UpdateRule | None = None
+    _rule: Any = None
 
     def etrace_train(
         self,
@@ -242,10 +242,10 @@ class Training(SequenceDrivers):
 
     def _rule_of(self, optimizer: Any, parameters: dict[Any, brainstate.State]) -> UpdateRule:
         """The update rule of `optimizer`, going on with the state that the learner keeps."""
-        rule = self._rule
-        if rule is None:
+        if self._rule is None:
             self.init_optimizer(optimizer, parameters)
-        elif rule.optimizer is not optimizer or rule.paths != tuple(parameters):
+        rule = self._rule
+        if rule.optimizer is not optimizer or rule.paths != tuple(parameters):
             kept = rule.states[0] if isinstance(rule, TransformationRule) else None
-            self._rule = update_rule(optimizer, parameters, kept)
-        return self._rule
+            rule = self._rule = update_rule(optimizer, parameters, kept)
+        return rule

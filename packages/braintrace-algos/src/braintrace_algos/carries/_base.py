@@ -19,7 +19,9 @@ class Carry:
     """
 
     every_group: ClassVar[bool] = False
-    """Whether states count that no marked operation drives."""
+    """Whether groups count that no marked operation drives."""
+    every_state: ClassVar[bool] = True
+    """Whether states count whose past meets no signal."""
 
     def prepare(self, plan: Plan) -> Plan:
         """The plan as this carry lays it out, once."""

@@ -47,7 +47,7 @@ class FactoredCarry(Carry):
             operation = plan.operations[c.operation]
             y = operation.y_var.aval
             precision = dtype or jnp.promote_types(y.dtype, jnp.float32)
-            S = plan.transitions[c.group].group.num_state
+            S = plan.num_states(c.group)
             x[str(c.operation)] = jnp.zeros(operation.x_var.aval.shape, precision)
             f[c.key] = jnp.zeros((S, *feed_shape(c.feed, y.shape)), precision)
         trace = self.exact.init(_without_factored(plan), dtype)

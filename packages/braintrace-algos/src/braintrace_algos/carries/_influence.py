@@ -188,7 +188,7 @@ def _balance(a: Any, b: Any) -> Any:
 
 def state_size(plan: Plan) -> int:
     """N_h, the number of hidden units of one copy."""
-    return sum(plan.transitions[g].group.num_state * math.prod(plan.transitions[g].group.varshape) for g in plan.traced)
+    return sum(plan.num_states(g) * math.prod(plan.transitions[g].group.varshape) for g in plan.traced)
 
 
 def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:

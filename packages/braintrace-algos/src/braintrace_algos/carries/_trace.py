@@ -20,6 +20,8 @@ from ._recursion import backwards, past_signals, state_signals
 class TraceCarry(Carry):
     """The carry of D-RTRL: e^t = D^t e^{t-1} + F^t ∂y/∂w, B · I · O · S numbers for a dense operation."""
 
+    every_state = False
+
     def prepare(self, plan: Plan) -> Plan:
         """Traces that are proven to factorise are kept factorised."""
         couplings = []
@@ -27,7 +29,7 @@ class TraceCarry(Carry):
             transition = plan.transitions[index]
             own = [c for c in plan.couplings if c.group == index]
             slots = [(plan.operations[c.operation], c.feed) for c in own]
-            derivatives = functools.partial(differentiate, transition, own)
+            derivatives = functools.partial(differentiate, transition, own, plan.live[index])
             proven = factored_slots(transition, slots, lambda *inputs, d=derivatives: d(inputs))
             couplings += [
                 c._replace(rule=FactoredTraceRule(c.rule)) if p else c for c, p in zip(own, proven, strict=True)
@@ -60,7 +62,7 @@ class TraceCarry(Carry):
 
     def num_states(self, plan: Plan, group: int) -> int:
         """States of a trace at each position."""
-        return plan.transitions[group].group.num_state
+        return plan.num_states(group)
 
     def window(
         self,

@@ -51,7 +51,7 @@ class FilteredTraceCarry(TraceCarry):
         for index in recurrent_groups(plan):
             group = plan.transitions[index].group
             shape = group.varshape if plan.batch is None else (plan.batch, *group.varshape)
-            S = group.num_state
+            S = plan.num_states(index)
             own = D.get(index)
             if own is None:
                 own = jnp.zeros((*shape[:axis], S, S, *shape[axis:]), group.hidden_invars[0].aval.dtype)
@@ -75,6 +75,8 @@ class CoupledTraceCarry(TraceCarry):
 
     D is the true diagonal of the whole transition, marked operations included, instead of that of its local part.
     """
+
+    every_state = True
 
     def prepare(self, plan: Plan) -> Plan:
         return plan
@@ -161,7 +163,7 @@ class ModulatedTraceCarry(TraceCarry):
         expanded = {}
         for index in plan.traced:
             group = plan.transitions[index].group
-            shape = (group.num_state, *group.varshape)
+            shape = (plan.num_states(index), *group.varshape)
             try:
                 expanded[index] = jnp.broadcast_to(modulator, shape).astype(group.hidden_invars[0].aval.dtype)
             except ValueError:
