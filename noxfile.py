@@ -14,7 +14,6 @@ nox.options.sessions = ["tests"]
 
 ROOT = pathlib.Path(__file__).parent
 PACKAGES = ("braintrace-primitives", "braintrace-compiler", "braintrace-nn", "braintrace-algos", "braintrace")
-EXTRAS = {"braintrace-algos": "[progress]", "braintrace": "[demo]"}
 SETTINGS = nox.project.load_toml(ROOT / "pyproject.toml")
 TEST_TOOLS, FRAMEWORKS, LINT_TOOLS, DOCS_TOOLS = (
     nox.project.dependency_groups(SETTINGS, group) for group in ("test", "frameworks", "lint", "docs")
@@ -23,9 +22,13 @@ ENV = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
 
 
 def install_packages(session: nox.Session, *options: str) -> None:
-    """Install the five packages as they stand in the tree, in one command so that they find each other."""
-    folders = [f"packages/{name}{EXTRAS.get(name, '')}" for name in PACKAGES]
-    session.install(*options, *(word for folder in folders for word in ("-e", folder)))
+    """Install the five packages of the tree with all extras, in one command so that they find each other."""
+    words = []
+    for name in PACKAGES:
+        project = nox.project.load_toml(ROOT / "packages" / name / "pyproject.toml")["project"]
+        extras = ",".join(project.get("optional-dependencies", {}))
+        words += ["-e", f"packages/{name}[{extras}]" if extras else f"packages/{name}"]
+    session.install(*options, *words)
 
 
 def run_tests(session: nox.Session, *options: str) -> None:

@@ -4,6 +4,8 @@ from braintrace_nn import CELU as CELU
 from braintrace_nn import ELU as ELU
 from braintrace_nn import GELU as GELU
 from braintrace_nn import GLU as GLU
+from braintrace_nn import LI as LI
+from braintrace_nn import LIF as LIF
 from braintrace_nn import SELU as SELU
 from braintrace_nn import AdaptiveAvgPool1d as AdaptiveAvgPool1d
 from braintrace_nn import AdaptiveAvgPool2d as AdaptiveAvgPool2d
@@ -28,6 +30,8 @@ from braintrace_nn import Conv1d as Conv1d
 from braintrace_nn import Conv2d as Conv2d
 from braintrace_nn import Conv3d as Conv3d
 from braintrace_nn import ConvNd as ConvNd
+from braintrace_nn import CubaLI as CubaLI
+from braintrace_nn import CubaLIF as CubaLIF
 from braintrace_nn import Delta as Delta
 from braintrace_nn import Dropout as Dropout
 from braintrace_nn import Dropout1d as Dropout1d
@@ -69,6 +73,7 @@ from braintrace_nn import MiniLSTM as MiniLSTM
 from braintrace_nn import MinimalRNNCell as MinimalRNNCell
 from braintrace_nn import Mish as Mish
 from braintrace_nn import MissingStateError as MissingStateError
+from braintrace_nn import NIRModel as NIRModel
 from braintrace_nn import OneToOne as OneToOne
 from braintrace_nn import PReLU as PReLU
 from braintrace_nn import RecurrentCell as RecurrentCell
@@ -104,6 +109,8 @@ from braintrace_nn import ValinaRNNCell as ValinaRNNCell
 from braintrace_nn import VanillaRNNCell as VanillaRNNCell
 from braintrace_nn import arctan_spike as arctan_spike
 from braintrace_nn import box_spike as box_spike
+from braintrace_nn import from_nir as from_nir
 from braintrace_nn import hide_frames as hide_frames
 from braintrace_nn import sigmoid_spike as sigmoid_spike
+from braintrace_nn import to_nir as to_nir
 from braintrace_nn import triangular_spike as triangular_spike
