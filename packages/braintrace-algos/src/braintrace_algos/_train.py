@@ -244,7 +244,7 @@ class Training(SequenceDrivers):
         """The update rule of `optimizer`, going on with the state that the learner keeps."""
         if self._rule is None:
             self.init_optimizer(optimizer, parameters)
-        rule = self._rule
+        rule: Any = self._rule
         if rule.optimizer is not optimizer or rule.paths != tuple(parameters):
             kept = rule.states[0] if isinstance(rule, TransformationRule) else None
             rule = self._rule = update_rule(optimizer, parameters, kept)
