@@ -147,3 +147,52 @@ def test_states_may_change_in_loops_without_marked_operations():
     assert (transition.remembers, transition.mixes) == (True, False)
     assert compiled.hidden_param_op_relations[0].feeds[0].kind.value == "same"
     assert all(c.exact for c in compiled.certificates())
+
+
+def counted(between=lambda v: v):
+    """A ``while`` loop over the state with a counter, constants and a drive."""
+
+    def step(m, x):
+        y = matmul(x, m.w.value)
+
+        def body(carry):
+            k, v = carry
+            return k + 1, between(0.9 * v * jnp.cos(y)) + 0.1 * y
+
+        m.v.value = jax.lax.while_loop(lambda c: c[0] < 3 + (x[0] > 0), body, (0, m.v.value))[1]
+        return m.v.value
+
+    return model(step)
+
+
+def test_while_loops_that_keep_positions_have_a_reverse_derivative():
+    m, x = counted(), jnp.array([0.3, -0.2])
+    compiled = graph(m, x)
+    assert not compiled.hidden_perturb.transitions[0].mixes
+    assert all(c.exact for c in compiled.certificates())
+
+    def by_hand(v, dy):
+        y = x @ m.w.value + dy
+        for _ in range(4):
+            v = 0.9 * v * jnp.cos(y) + 0.1 * y
+        return jnp.sum(jnp.sin(v))
+
+    q, _, b = Perturbed(m, x).signals()
+    qv, by = jax.grad(by_hand, (0, 1))(m.v.value, jnp.zeros(H))
+    np.testing.assert_allclose(q["v"], qv, rtol=1e-5)
+    np.testing.assert_allclose(b["w"], by, rtol=1e-5)
+
+
+def test_while_loops_that_mix_are_refused_on_the_way_of_a_gradient():
+    with pytest.raises(NotSupportedError, match=r"(?s)`while` loop mixes positions.*test_control_flow\.py"):
+        graph(counted(lambda v: jnp.roll(v, 1)))
+
+
+def test_while_loops_over_data_alone_are_left_alone():
+    def step(m, x):
+        x = jax.lax.while_loop(lambda x: x.sum() < 3, lambda x: jnp.roll(x, 1) + 1, x)
+        m.v.value = 0.9 * m.v.value + matmul(x, m.w.value)
+        return m.v.value
+
+    names = [eqn.primitive.name for eqn in graph(model(step)).module_info.jaxpr.eqns]
+    assert "while" in names

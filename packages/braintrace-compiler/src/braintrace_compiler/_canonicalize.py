@@ -8,6 +8,7 @@ from braintrace_primitives._jax_compat import custom_jvp_call_p, custom_vjp_call
 from ._control_flow import ControlFlow, ControlFlowPolicy
 from ._diagnostics import CompilationRecord
 from ._jaxpr import Jaxpr, JaxprEqn, Opening, bodies, inline, name_literal_outputs
+from ._while_loops import reversible
 
 _CALLS = {remat_p: "jaxpr", custom_jvp_call_p: "call_jaxpr", custom_vjp_call_p: "call_jaxpr"}
 
@@ -16,6 +17,8 @@ def canonicalize(
     jaxpr: Jaxpr, consts: Sequence[Any], policy: ControlFlowPolicy | None = None
 ) -> tuple[Jaxpr, list[Any], tuple[CompilationRecord, ...]]:
     """Open every ``jit``, and everything else that holds an ETP operation; control flow by `policy`.
+
+    A ``while`` loop that keeps positions gets a reverse derivative.
 
     Returns
     -------
@@ -35,7 +38,7 @@ def canonicalize(
         if eqn.primitive is jit_p:
             return _open_call
         if not any(map(control_flow.holds_marked, bodies(eqn))):
-            return None
+            return reversible(eqn)
         return _open_call if eqn.primitive in _CALLS else control_flow.expand(eqn)
 
     program, values = name_literal_outputs(*inline(jaxpr, consts, expand))

@@ -56,8 +56,8 @@ def _cross_group_memory(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> 
             yield CompilationRecord(
                 DiagnosticKind.CROSS_GROUP_MEMORY,
                 DiagnosticLevel.INFO,
-                f"group {group.index} drives groups with memory of their own ({shown}), which gives it no credit beyond "
-                "the current step.",
+                f"group {group.index} drives groups with memory of their own ({shown}), which gives it no credit "
+                "beyond the current step.",
                 hidden_paths=(*group.hidden_paths, *(p for g in targets for p in groups[g].hidden_paths)),
                 context={"hidden_group_indices": (group.index, *targets)},
             )

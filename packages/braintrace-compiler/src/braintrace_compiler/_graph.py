@@ -17,6 +17,7 @@ from ._relations import HiddenParamOpRelation, find_relations
 from ._report import CompilationReport, make_report
 from ._requirements import OnMixing, require_exact, require_positions
 from ._stages import StageCallback, Stages, print_if_debugging
+from ._while_loops import require_reverse_derivatives
 
 
 class ETraceGraph(NamedTuple):
@@ -176,6 +177,7 @@ def compile_etrace_graph(
     groups, hid_path_to_group = stages.run(find_hidden_groups_from_minfo, minfo)
     found = stages.run(find_relations, minfo, groups)
     require_positions(found.transitions, found.relations, on_mixing)
+    require_reverse_derivatives(minfo.jaxpr, [v for s in (*minfo.hidden, *minfo.parameters) for v in s.invars])
     perturbation = stages.run(perturb, minfo, groups, found.operations, found.transitions)
     told = {r.weight_path for r in found.records if r.kind is DiagnosticKind.TIME_VARYING_WEIGHT}
     findings = structural_findings(model, minfo, groups, found.relations, perturbation, told)

@@ -1,0 +1,147 @@
+"""States with several columns, branches and loops, learnt online: gradients of models written in two ways agree."""
+
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace
+
+I, H, T, B = 2, 3, 5, 2
+
+
+def weight(*shape: int) -> jax.Array:
+    return jnp.asarray(0.5 * np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+def inputs(*batch: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).normal(size=(T, *batch, I)), jnp.float32)
+
+
+class Written(brainstate.nn.Module):
+    """A model of one weight, whose states are made by `make` and whose step is `step(model, x)`."""
+
+    def __init__(self, make: Any, step: Any, num_in: int = I):
+        super().__init__()
+        self.w = brainstate.ParamState(weight(num_in, H))
+        self._make, self._step = make, step
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        for name, state in self._make(() if batch_size is None else (batch_size,)).items():
+            setattr(self, name, state)
+
+    def update(self, x: Any) -> Any:
+        return self._step(self, x)
+
+
+def gradient(model: Any, algorithm: str = "d_rtrl", batch: tuple[int, ...] = (), **options: Any) -> Any:
+    xs = inputs(*batch)
+    learner = braintrace.compile(model, algorithm, xs[0], batch_size=batch[0] if batch else None, **options)
+    return learner.etrace_grad(xs, step_fn=lambda x: jnp.sum(learner(x) ** 2), reduction="sum")["w",]
+
+
+def update(g: Any, v: Any, x: Any, w: Any) -> Any:
+    g = 0.8 * g + braintrace.matmul(jnp.concatenate([x, jnp.tanh(v)], -1), w)
+    return g, 0.9 * v * (1 - jax.nn.sigmoid(v)) + g
+
+
+def apart() -> Written:
+    def step(m: Any, x: Any) -> Any:
+        m.g.value, m.v.value = update(m.g.value, m.v.value, x, m.w.value)
+        return m.v.value
+
+    def make(batch: Any) -> Any:
+        return {name: brainstate.HiddenState(jnp.zeros((*batch, H))) for name in "gv"}
+
+    return Written(make, step, I + H)
+
+
+def together(state: Any, names: Any) -> Written:
+    def step(m: Any, x: Any) -> Any:
+        g, v = update(*(m.h.get_value(n) for n in names), x, m.w.value)
+        m.h.set_value(dict(zip(names, (g, v), strict=True)))
+        return m.h.get_value(names[1])
+
+    return Written(lambda batch: {"h": state(batch)}, step, I + H)
+
+
+STATES = {
+    "group": lambda: together(lambda batch: brainstate.HiddenGroupState(jnp.zeros((*batch, H, 2))), (0, 1)),
+    "tree": lambda: together(
+        lambda batch: brainstate.HiddenTreeState({n: jnp.zeros((*batch, H)) for n in "gv"}), ("g", "v")
+    ),
+}
+
+
+@pytest.mark.parametrize("algorithm", ["d_rtrl", "pp_prop"])
+@pytest.mark.parametrize(("batch", "vmap"), [((), False), ((B,), False), ((B,), True)])
+@pytest.mark.parametrize("name", STATES)
+def test_columns_of_one_state_are_states(name, batch, vmap, algorithm):
+    options = {"vmap": vmap} | ({"decay_or_rank": 0.9} if algorithm == "pp_prop" else {})
+    found = gradient(STATES[name](), algorithm, batch, **options)
+    np.testing.assert_allclose(found, gradient(apart(), algorithm, batch, **options), rtol=1e-5)
+
+
+def integrator(advance: Any) -> Written:
+    def step(m: Any, x: Any) -> Any:
+        m.v.value = advance(m.v.value, x, m.w.value)
+        return m.v.value
+
+    return Written(lambda batch: {"v": brainstate.HiddenState(jnp.zeros((*batch, H)))}, step)
+
+
+def in_a_loop(v: Any, x: Any, w: Any) -> Any:
+    return jax.lax.fori_loop(0, 3, lambda k, v: 0.9 * v + jnp.tanh(braintrace.matmul((k + 1) * x, w)), v)
+
+
+def around_a_loop(v: Any, x: Any, w: Any) -> Any:
+    """The weight's operation before a loop of many iterations."""
+    y = braintrace.matmul(x, w)
+    return jax.lax.fori_loop(0, 100, lambda k, v: 0.99 * v + 0.1 * jnp.tanh(y), v)
+
+
+def brainstate_loop(v: Any, x: Any, w: Any) -> Any:
+    state = brainstate.ShortTermState(v)
+
+    def body(k: Any) -> None:
+        state.value = 0.9 * state.value + jnp.tanh(braintrace.matmul(x, w))
+
+    brainstate.transform.for_loop(body, jnp.arange(3))
+    return state.value
+
+
+def branching(v: Any, x: Any, w: Any) -> Any:
+    y = jax.lax.cond(x.sum() > 0, lambda: braintrace.matmul(x, w), lambda: braintrace.matmul(-x, 2 * w))
+    return 0.9 * v + jnp.tanh(y)
+
+
+def until_it_is_large(v: Any, x: Any, w: Any) -> Any:
+    """A loop of unknown length, whose iterations keep positions, over a state and a drive."""
+    y = jnp.tanh(braintrace.matmul(x, w))
+    return 0.3 * jax.lax.while_loop(lambda v: jnp.abs(v).max() < 2, lambda v: 1.3 * v + 0.5 * jnp.sin(v) + y + 0.1, v)
+
+
+LOOPS = {f.__name__: f for f in (in_a_loop, around_a_loop, brainstate_loop, branching, until_it_is_large)}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_and_branches_are_exact(name):
+    found = gradient(integrator(LOOPS[name]))
+    np.testing.assert_allclose(found, gradient(integrator(LOOPS[name]), "bptt"), rtol=2e-5)
+
+
+def test_the_policy_reaches_the_compiler():
+    policy = braintrace.ControlFlowPolicy(unroll_limit=2)
+    with pytest.raises(braintrace.NotSupportedError, match="unroll_limit=3"):
+        gradient(integrator(in_a_loop), control_flow=policy)
+
+
+def test_mixing_may_be_refused():
+    with pytest.raises(braintrace.CompilationError, match="Positions are mixed"):
+        gradient(
+            integrator(lambda v, x, w: jax.nn.softmax(v) + braintrace.matmul(x, w)),
+            on_mixing="error",
+        )
