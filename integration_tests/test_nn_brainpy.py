@@ -1,6 +1,7 @@
 """Neurons and synapses of `brainpy.state` behind our layers: they compile, and their weights learn as by BPTT."""
 
 import brainstate
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -134,6 +135,14 @@ def test_neurons(name):
 def test_synapses(name):
     groups = {"Alpha": [("h", "g")], "DualExpon": [("g_rise",), ("g_decay",)], "STP": [("u", "x")], "STD": [("x",)]}
     assert_exact(lambda: Projection(name), groups.get(name, [("g",)]))
+
+
+def test_surrogates_of_braintools():
+    surrogate = pytest.importorskip("braintools").surrogate
+    for spike in (surrogate.ReluGrad(), surrogate.Sigmoid(alpha=4.0), surrogate.Arctan()):
+        learner, strict = gradients(lambda spike=spike: nn.ALIFCell(I, H, recurrent=False, spk_fun=spike), "d_rtrl")
+        assert all(certificate.exact for certificate in learner.graph.certificates())
+        assert min(abs(leaf).max() for leaf in jax.tree.leaves(strict)) > 0
 
 
 def test_projections_of_a_recurrent_network():
