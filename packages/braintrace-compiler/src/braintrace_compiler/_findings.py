@@ -115,7 +115,8 @@ def _plain_parameters(
 
 def _untouched_states(model: Callable[..., Any], minfo: ModuleInfo) -> Iterator[CompilationRecord]:
     touched = {s.path for s in minfo.hidden}
-    for path, state in brainstate.graph.states(model).items():
+    states: Any = brainstate.graph.states(model)
+    for path, state in states.items():
         if isinstance(state, brainstate.HiddenState) and path not in touched:
             yield CompilationRecord(
                 DiagnosticKind.STATE_MISMATCH,

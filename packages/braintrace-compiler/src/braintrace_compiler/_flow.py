@@ -9,7 +9,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from braintrace_primitives import is_etp_primitive
@@ -37,7 +37,7 @@ def differentiable(var: Any) -> bool:
 
 @lru_cache(maxsize=256)
 def _is_inexact(dtype: Any) -> bool:
-    return jax.dtypes.issubdtype(dtype, np.inexact)
+    return jnp.issubdtype(dtype, np.inexact)
 
 
 def influence(

@@ -170,11 +170,12 @@ def inline(jaxpr: Jaxpr, consts: Sequence[Any], expand: Expand) -> tuple[Jaxpr, 
 
 def name_literal_outputs(jaxpr: Jaxpr, consts: Sequence[Any]) -> tuple[Jaxpr, list[Any]]:
     """Turn outputs that are literals into constants, so that every output is a variable."""
-    named = {i: fresh_var(v.aval) for i, v in enumerate(jaxpr.outvars) if isinstance(v, Literal)}
+    outvars: list[Any] = list(jaxpr.outvars)
+    named = {i: fresh_var(v.aval) for i, v in enumerate(outvars) if isinstance(v, Literal)}
     if not named:
         return jaxpr, list(consts)
-    values = [jnp.asarray(jaxpr.outvars[i].val, jaxpr.outvars[i].aval.dtype) for i in named]
-    outvars = [named.get(i, v) for i, v in enumerate(jaxpr.outvars)]
+    values = [jnp.asarray(outvars[i].val, outvars[i].aval.dtype) for i in named]
+    outvars = [named.get(i, v) for i, v in enumerate(outvars)]
     return build_jaxpr([*named.values(), *jaxpr.invars], outvars, jaxpr.eqns, like=jaxpr), [*values, *consts]
 
 

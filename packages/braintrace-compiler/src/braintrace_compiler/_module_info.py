@@ -179,7 +179,8 @@ def extract_module_info(
     >>> list(info.hidden_path_to_invar)
     [('h',)]
     """
-    in_model = {id(state): path for path, state in brainstate.graph.states(model).items()}
+    states_in_model: Any = brainstate.graph.states(model)
+    in_model = {id(state): path for path, state in states_in_model.items()}
     function = brainstate.transform.StatefulFunction(model, return_only_write=False, name="braintrace step")
     function.make_jaxpr(*args)
     closed = function.get_jaxpr(*args)

@@ -137,7 +137,7 @@ def _complete(found: _Labels, atoms: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _is_inexact(atom: Any) -> bool:
-    return jax.dtypes.issubdtype(atom.aval.dtype, np.inexact)
+    return jax.numpy.issubdtype(atom.aval.dtype, np.inexact)
 
 
 def _carries(atom: Any) -> bool:
@@ -180,9 +180,10 @@ def _targets(jaxpr: Jaxpr, out_labels: _Labels, constants: Constants, depth: int
             _merge(env, [eqn.invars[i] for i in found], list(found.values()))
             continue
         for (i, j), relation in _relations(eqn, constants, depth).items():
+            operand: Any = eqn.invars[i]
             labels = outs[j]
-            if labels is not None and _carries(eqn.invars[i]):
-                _merge(env, [eqn.invars[i]], [relation.backward(labels, eqn.invars[i].aval.shape)])
+            if labels is not None and _carries(operand):
+                _merge(env, [operand], [relation.backward(labels, operand.aval.shape)])
     return _look_up(env, jaxpr.invars)
 
 
@@ -203,9 +204,10 @@ def _sources(jaxpr: Jaxpr, in_labels: _Labels, constants: Constants, depth: int)
             _merge(env, [eqn.outvars[j] for j in found], list(found.values()))
             continue
         for (i, j), relation in _relations(eqn, constants, depth).items():
+            result: Any = eqn.outvars[j]
             labels = ins[i]
-            if labels is not None and _carries(eqn.outvars[j]):
-                _merge(env, [eqn.outvars[j]], [relation.forward(labels, eqn.outvars[j].aval.shape)])
+            if labels is not None and _carries(result):
+                _merge(env, [result], [relation.forward(labels, result.aval.shape)])
     return _look_up(env, jaxpr.outvars)
 
 

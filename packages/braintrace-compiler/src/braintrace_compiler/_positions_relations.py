@@ -4,7 +4,7 @@ Only derivatives count: what passes through integers, booleans or a rounding car
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -175,7 +175,7 @@ def _dot_general(eqn: JaxprEqn, constants: Constants) -> RelationTable:
     return table
 
 
-def _window(array: Any, starts: list[np.ndarray], sizes: tuple[int, ...]) -> np.ndarray:
+def _window(array: Any, starts: Sequence[Any], sizes: tuple[int, ...]) -> np.ndarray:
     """The elements that a dynamic slice of `array` touches; the start is clamped as XLA clamps it."""
     begin = [min(max(int(s), 0), n - k) for s, n, k in zip(starts, array.shape, sizes, strict=True)]
     return array[tuple(slice(b, b + k) for b, k in zip(begin, sizes, strict=True))]

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -173,11 +174,10 @@ def _dotted(path: Sequence[Any]) -> str:
 def _bytes(count: int) -> str:
     if not count:
         return "none"
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
+    if count < 1000:
+        return f"{count} B"
+    power = min(int(math.log10(count)) // 3, 3)
+    return f"{count / 1000**power:.1f} {('B', 'KB', 'MB', 'GB')[power]}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -128,7 +128,7 @@ def _find_one(
     transition = LocalTransition(
         group, y_vars, group.by_state(program), constvars, remembers, any(part.size > 0 for part in moved)
     )
-    return transition, tuple(feeds), ()
+    return transition, tuple(feed for feed in feeds if feed is not None), ()
 
 
 def _find_feed(program: Jaxpr, group: HiddenGroup, k: int, label: np.ndarray, known: Constants) -> Feed | None:

@@ -68,8 +68,8 @@ def _alone(eqn: JaxprEqn) -> Jaxpr:
 
 def _sources(program: Jaxpr, i: int) -> list[np.ndarray]:
     labels: list[np.ndarray | None] = [None] * len(program.invars)
-    shape = program.invars[i].aval.shape
-    labels[i] = np.arange(int(np.prod(shape, dtype=int))).reshape(shape)
+    operand: Any = program.invars[i]
+    labels[i] = np.arange(operand.aval.size).reshape(operand.aval.shape)
     return propagate_sources(program, labels)
 
 

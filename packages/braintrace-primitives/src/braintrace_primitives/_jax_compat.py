@@ -7,20 +7,18 @@ comparing versions. The sibling packages import these names from here and never 
 
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 from jax.core import ShapedArray as ShapedArray
 from jax.core import Tracer as Tracer
 from jax.core import eval_jaxpr as _eval_jaxpr
+from jax.extend import core as _core
 from jax.extend import source_info_util as _source_info
 from jax.extend.core import ClosedJaxpr as ClosedJaxpr
 from jax.extend.core import DropVar as DropVar
 from jax.extend.core import Jaxpr as Jaxpr
-from jax.extend.core import JaxprEqn as JaxprEqn
-from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
-from jax.extend.core import Var as Var
 from jax.extend.core.primitives import add_jaxvals_p as add_jaxvals_p
 from jax.extend.core.primitives import closed_call_p as closed_call_p
 from jax.extend.core.primitives import cond_p as cond_p
@@ -35,6 +33,15 @@ from jax.extend.core.primitives import while_p as while_p
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
 from jax.interpreters import mlir as mlir
+
+if TYPE_CHECKING:  # JAX annotates these by abstract classes that lack what every instance has, such as an aval's shape
+    JaxprEqn: TypeAlias = Any
+    Literal: TypeAlias = Any
+    Var: TypeAlias = Any
+else:
+    from jax.extend.core import JaxprEqn as JaxprEqn
+    from jax.extend.core import Literal as Literal
+    from jax.extend.core import Var as Var
 
 _ONE_JAXPR_CLASS: bool = ClosedJaxpr is Jaxpr  # from JAX 0.11 on
 
@@ -79,9 +86,7 @@ def make_jaxpr_without_consts(jaxpr: Any, consts: Sequence[Any] = ()) -> tuple[J
     return build_jaxpr([*constvars, *invars], inner.outvars, inner.eqns, like=inner), values
 
 
-def build_jaxpr(
-    invars: Sequence[Var], outvars: Sequence[Any], eqns: Sequence[JaxprEqn], *, like: Any
-) -> Jaxpr:
+def build_jaxpr(invars: Sequence[Var], outvars: Sequence[Any], eqns: Sequence[JaxprEqn], *, like: Any) -> Jaxpr:
     """Build an open jaxpr without constants; `like` lends its debug information."""
     source = like if _ONE_JAXPR_CLASS else getattr(like, "jaxpr", like)
     return Jaxpr(
@@ -100,7 +105,7 @@ def eval_jaxpr(jaxpr: Jaxpr, *args: Any) -> list[Any]:
 
 def fresh_var(aval: Any) -> Var:
     """A new variable of abstract value `aval`."""
-    return Var(aval)
+    return _core.Var(aval)
 
 
 class ScanArity(NamedTuple):
