@@ -62,6 +62,7 @@ from braintrace_compiler import MarkedOperation as MarkedOperation
 from braintrace_compiler import ModuleInfo as ModuleInfo
 from braintrace_compiler import NotSupportedError as NotSupportedError
 from braintrace_compiler import Omission as Omission
+from braintrace_compiler import OnMixing as OnMixing
 from braintrace_compiler import PerturbedStep as PerturbedStep
 from braintrace_compiler import StateInfo as StateInfo
 from braintrace_compiler import StateKind as StateKind
