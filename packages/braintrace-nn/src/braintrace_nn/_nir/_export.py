@@ -40,7 +40,8 @@ def to_nir(model: Any) -> Any:
     if isinstance(model, NIRModel):
         return _graph(nir, model)
     layers = model.layers if isinstance(model, brainstate.nn.Sequential) else (model,)
-    nodes, edges = {"input": nir.Input(np.array(layers[0].in_size))}, []
+    nodes: dict[str, Any] = {"input": nir.Input({"input": np.array(layers[0].in_size)})}
+    edges = []
     last = "input"
     for index, layer in enumerate(layers):
         parts, loops = _parts(nir, f"{index}", layer)
@@ -50,12 +51,12 @@ def to_nir(model: Any) -> Any:
                 last = name
         nodes |= parts
         edges += [edge for pair in loops for edge in ((pair[1], pair[0]), pair)]
-    nodes["output"] = nir.Output(np.array(layers[-1].out_size))
+    nodes["output"] = nir.Output({"output": np.array(layers[-1].out_size)})
     return nir.NIRGraph(nodes, [*edges, (last, "output")])
 
 
 def _graph(nir: Any, model: NIRModel) -> Any:
-    nodes = {name: _node(nir, name, node) for name, node in model.nodes.items()}
+    nodes = {name: _node(nir, name, node) for name, node in model.parts.items()}
     nodes[model.source] = nir.Input(np.array(model.in_size))
     nodes[model.target] = nir.Output(np.array(model.out_size))
     for name, metadata in model.metadata.items():

@@ -23,8 +23,8 @@ class NIRModel(brainstate.nn.Module):
 
     Parameters
     ----------
-    nodes : dict of str to module
-        Those of this package that NIR knows, and `NIRModel` for a part of its own.
+    parts : dict of str to module
+        Nodes by name: those of this package that NIR knows, and `NIRModel` for a part of its own.
     edges : sequence of pairs of str
     source, target : str
         Names of the input and the output of the graph, which have no module.
@@ -57,7 +57,7 @@ class NIRModel(brainstate.nn.Module):
 
     def __init__(
         self,
-        nodes: Mapping[str, Any],
+        parts: Mapping[str, Any],
         edges: Sequence[Edge],
         source: str,
         target: str,
@@ -65,28 +65,28 @@ class NIRModel(brainstate.nn.Module):
         metadata: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        self.nodes, self.edges = dict(nodes), tuple((str(a), str(b)) for a, b in edges)
+        self.parts, self.edges = dict(parts), tuple((str(a), str(b)) for a, b in edges)
         self.source, self.target = source, target
         self.in_size, self.out_size = shapes
         self.metadata = dict(metadata or {})
-        names = [source, *self.nodes, target]
+        names = [source, *self.parts, target]
         strangers = [end for edge in self.edges for end in edge if end not in names]
         if strangers:
             raise ConfigurationError("An edge ends at no node.", found=", ".join(strangers))
-        remembering = [name for name, node in self.nodes.items() if isinstance(node, Population)]
+        remembering = [name for name, node in self.parts.items() if isinstance(node, Population)]
         order, self._delayed = schedule(names, self.edges, source, remembering)
         self._order = tuple(name for name in order if name != source)
 
     def update(self, x: Any) -> Any:
         """Advance by one step; `x` has the shape of the input, or (B, *that)."""
-        past = {a: self.nodes[a].last_output() for a, _ in self._delayed}
+        past = {a: self.parts[a].last_output() for a, _ in self._delayed}
         outputs = {self.source: x}
         for name in self._order:
             incoming = [past[a] if (a, b) in self._delayed else outputs[a] for a, b in self.edges if b == name]
             if not incoming:
                 raise ConfigurationError("A node has no input.", found=repr(name), fix="connect it, or take it out")
             total = sum(incoming[1:], incoming[0])
-            outputs[name] = total if name == self.target else self.nodes[name](total)
+            outputs[name] = total if name == self.target else self.parts[name](total)
         return outputs[self.target]
 
 
@@ -183,20 +183,25 @@ class Flattened(brainstate.nn.Module):
 
     def __init__(self, in_size: tuple[int, ...], start_dim: int, end_dim: int):
         super().__init__()
-        self.in_size, self.start_dim, self.end_dim = in_size, start_dim, end_dim
+        self.sample_shape, self.start_dim, self.end_dim = in_size, start_dim, end_dim
         first, last = start_dim % len(in_size), end_dim % len(in_size)
-        self.out_size = (*in_size[:first], int(np.prod(in_size[first : last + 1])), *in_size[last + 1 :])
+        self.in_size = in_size
+        self.flat_shape = self.out_size = (
+            *in_size[:first],
+            int(np.prod(in_size[first : last + 1])),
+            *in_size[last + 1 :],
+        )
 
     def update(self, x: Any) -> Any:
         """Reshape one sample or a batch of them."""
-        return jnp.reshape(x, (*x.shape[: x.ndim - len(self.in_size)], *self.out_size))
+        return jnp.reshape(x, (*x.shape[: x.ndim - len(self.sample_shape)], *self.flat_shape))
 
 
 def _flatten(node: Any, spk_fun: Callable) -> Any:
     return Flattened(_shape(node.input_type["input"]), int(node.start_dim), int(node.end_dim))
 
 
-def _population(kind: type[Population]) -> Callable[[Any, Callable], Any]:
+def _population(kind: Any) -> Callable[[Any, Callable], Any]:
     def make(node: Any, spk_fun: Callable) -> Any:
         parameters = {key: np.asarray(getattr(node, key)) for key in kind.parameter_names}
         spikes = {"spk_fun": spk_fun} if "v_threshold" in parameters else {}

@@ -38,6 +38,14 @@ class Population(StatefulLayer):
     """
 
     parameter_names: ClassVar[tuple[str, ...]]
+    I: brainstate.HiddenState
+    V: brainstate.HiddenState
+    tau: np.ndarray
+    tau_syn: np.ndarray
+    tau_mem: np.ndarray
+    r: np.ndarray
+    v_leak: np.ndarray
+    w_in: np.ndarray
 
     def __init__(self, size: Size, parameters: dict[str, Any], state_init: Initializer, name: str | None):
         size = as_size(size, "size")
@@ -92,6 +100,8 @@ class Population(StatefulLayer):
 class Spiking(Population):
     """Base class of populations that spike and are reset to a potential."""
 
+    v_threshold: np.ndarray
+    v_reset: np.ndarray
     spk_fun: Callable
 
     def output(self, V: Any) -> Any:

@@ -10,6 +10,8 @@ from braintrace_nn._mark import per_position
 from braintrace_nn._stateful import StatefulLayer
 from braintrace_nn._time import leak
 
+FACILITATION, RECOVERY = 1500.0 * u.ms, 200.0 * u.ms
+
 
 class ShortTermPlasticity(StatefulLayer):
     r"""Short-term facilitation and depression of presynaptic spikes (Tsodyks, Pawelzik and Markram 1998).
@@ -66,8 +68,8 @@ class ShortTermPlasticity(StatefulLayer):
         self,
         in_size: Size,
         U_init: Initializer = 0.15,
-        tau_f: Any = 1500.0 * u.ms,
-        tau_d: Any = 200.0 * u.ms,
+        tau_f: Any = FACILITATION,
+        tau_d: Any = RECOVERY,
         name: str | None = None,
     ):
         super().__init__(in_size, in_size, state_init=0.0, name=name)
