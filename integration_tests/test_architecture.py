@@ -52,9 +52,7 @@ def imports_of(text):
         if isinstance(node, ast.Import):
             found.extend(Import(alias.name, at_import_time, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.extend(
-                Import(f"{node.module}.{alias.name}", at_import_time, node.lineno) for alias in node.names
-            )
+            found.extend(Import(f"{node.module}.{alias.name}", at_import_time, node.lineno) for alias in node.names)
         for child in ast.iter_child_nodes(node):
             visit(child, at_import_time and not can_do_without(node))
 
@@ -96,26 +94,19 @@ def declared(package):
 
 
 def version(package):
-    return re.search(
-        r'__version__ = "(.+)"', (folder(package) / "src" / package / "_version.py").read_text()
-    )[1]
+    return re.search(r'__version__ = "(.+)"', (folder(package) / "src" / package / "_version.py").read_text())[1]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_import_is_declared(package):
     assert sources(package)
-    found = {
-        path.name: undeclared_imports(path.read_text(), package, *declared(package))
-        for path in sources(package)
-    }
+    found = {path.name: undeclared_imports(path.read_text(), package, *declared(package)) for path in sources(package)}
     assert {name: lines for name, lines in found.items() if lines} == {}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_declared_dependency_is_imported(package):
-    imported = {
-        found.module.partition(".")[0] for path in sources(package) for found in imports_of(path.read_text())
-    }
+    imported = {found.module.partition(".")[0] for path in sources(package) for found in imports_of(path.read_text())}
     dependencies, extras = declared(package)
     assert import_names([*dependencies, *extras]) - imported == set()
 
