@@ -300,3 +300,18 @@ def test_illegal_configs_name_the_legal_ones():
     with pytest.raises(LearnerError, match="no such choice"):
         ETraceConfig(signal="loud")
     assert hash(ETraceConfig()) == hash(ETraceConfig())
+
+
+def test_an_output_that_bypasses_the_stored_state_is_told():
+    """Signals at the states would be zero there, and with them every gradient."""
+
+    class Bypass(LeakyTanh):
+        def update(self, x):
+            y = matmul(jnp.concatenate([x, self.h.value], -1), self.W.value)
+            v = A * self.h.value + (1 - A) * jnp.tanh(y)
+            self.h.value = 1.0 * v
+            return matmul(v, self.V.value)
+
+    with pytest.warns(UserWarning, match="stored values"):
+        assert np.abs(gradient("eprop", Bypass())[2]["W"]).max() == 0
+    assert np.abs(gradient("d_rtrl", Bypass())[2]["W"]).max() > 0.1

@@ -1,10 +1,14 @@
 """Checks of what users hand to a learner; all raise before any state is written."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from braintrace_compiler import CompilationWarning
+from braintrace_primitives._jax_compat import Literal
 
 from ._errors import LearnerError, LearnerTypeError
 from ._plan import Plan
@@ -105,3 +109,33 @@ def check_state_shapes(plan: Plan) -> None:
                     expected=describe(expected),
                     fix="call learner.reset_state(), or compile the model again",
                 )
+
+
+def warn_of_unseen_states(plan: Plan) -> None:
+    """Warn where an output follows from a group's drive, but not from its new states as they are stored.
+
+    Signals of the form L^t = ∂l^t/∂h^t are those of readers of the stored value; a model that returns a value and
+    stores another made of it (a stack of several states, say) would learn nothing from its output.
+    """
+    program, perturb = plan.step.jaxpr, plan.graph.hidden_perturb
+    outputs = set(program.outvars[: len(plan.graph.module_info.out_outvars)])
+    delta_of = dict(zip(perturb.perturb_hidden_paths, perturb.perturb_vars, strict=True))
+    for index in plan.traced:
+        group = plan.transitions[index].group
+        drives = [perturb.operation_vars[c.operation] for c in plan.couplings if c.group == index]
+        stored = [delta_of[path] for path in group.hidden_paths]
+        if outputs & _influenced(program, drives) and not outputs & _influenced(program, stored):
+            warnings.warn(
+                f"The output reads what drives {[list(p) for p in group.hidden_paths]}, but not their stored values: "
+                "a learning signal at the states does not see it. Return the state's value after storing it.",
+                CompilationWarning,
+                stacklevel=4,
+            )
+
+
+def _influenced(program: Any, sources: Sequence[Any]) -> set[Any]:
+    found = set(sources)
+    for eqn in program.eqns:
+        if any(v in found for v in eqn.invars if not isinstance(v, Literal)):
+            found.update(eqn.outvars)
+    return found

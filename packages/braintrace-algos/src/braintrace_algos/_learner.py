@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
 
 from ._checkpoint import Checkpoints
-from ._checks import check_arguments, check_choice, check_state_shapes, check_window
+from ._checks import check_arguments, check_choice, check_state_shapes, check_window, warn_of_unseen_states
 from ._compare import Comparison
 from ._data import unwrap
 from ._errors import LearnerError
@@ -95,6 +95,8 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
             carry=self._make_carry(),
             signal=self.signal if vjp_method == "single-step" else "past",
         )
+        if self.plan.signal == "state":
+            warn_of_unseen_states(self.plan)
         self._initial = [
             (s.state, s.state.value) for s in self.plan.states if isinstance(s.state, brainstate.ShortTermState)
         ]
