@@ -5,11 +5,12 @@ that suddenly equals that of backpropagation is not the algorithm it says it is.
 """
 
 import brainstate
-import braintrace
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import braintrace
 
 B, I, H, O, T = 3, 3, 6, 2, 12
 

@@ -1,11 +1,12 @@
 """One bit, shown first and asked for twenty steps later: windows shorter than the delay reach what BPTT reaches."""
 
 import brainstate
-import braintrace
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+
+import braintrace
 
 DELAY, HIDDEN, BATCH, UPDATES = 20, 32, 64, 300
 
