@@ -133,6 +133,33 @@ def test_loops_and_branches_are_exact(name):
     np.testing.assert_allclose(found, gradient(integrator(LOOPS[name]), "bptt"), rtol=2e-5)
 
 
+def called_twice(v: Any, x: Any, w: Any) -> Any:
+    return 0.9 * v + jnp.tanh(braintrace.matmul(x, w)) * jnp.sin(braintrace.matmul(x**2, w))
+
+
+def called_for_other_positions(v: Any, x: Any, w: Any) -> Any:
+    return 0.9 * v + jnp.tanh(braintrace.matmul(x, w)) * jnp.sin(jnp.roll(braintrace.matmul(x**2, w), 1, -1))
+
+
+@pytest.mark.parametrize("fold", [1, 2, 7, T])
+@pytest.mark.parametrize(("advance", "traces"), [(in_a_loop, 1), (called_twice, 1), (called_for_other_positions, 2)])
+def test_uses_of_a_weight_share_a_trace(advance, traces, fold):
+    """The traces of all uses of a weight are one, and its gradient is that of backpropagation through time."""
+    xs = inputs(B)
+    learner = braintrace.compile(integrator(advance), "d_rtrl", xs[0], batch_size=B, fold=fold)
+    held = learner.memory_report().traces
+    assert (len(held), sum(held.values())) == (traces, traces * 4 * B * I * H)
+    found = learner.etrace_grad(xs, step_fn=lambda x: jnp.sum(learner(x) ** 2), reduction="sum")["w",]
+    np.testing.assert_allclose(found, gradient(integrator(advance), "bptt", (B,)), rtol=2e-5)
+
+
+def test_factors_of_several_uses_stay_apart():
+    """An outer product of sums is not the sum of outer products: pp_prop keeps two factors for each use."""
+    xs = inputs(B)
+    learner = braintrace.compile(integrator(in_a_loop), "pp_prop", xs[0], batch_size=B, decay_or_rank=0.9)
+    assert (len(learner.etraces.value["x"]), len(learner.etraces.value["f"])) == (3, 3)
+
+
 def test_the_policy_reaches_the_compiler():
     policy = braintrace.ControlFlowPolicy(unroll_limit=2)
     with pytest.raises(braintrace.NotSupportedError, match="unroll_limit=3"):

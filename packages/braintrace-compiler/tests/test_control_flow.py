@@ -196,3 +196,46 @@ def test_while_loops_over_data_alone_are_left_alone():
 
     names = [eqn.primitive.name for eqn in graph(model(step)).module_info.jaxpr.eqns]
     assert "while" in names
+
+
+def test_iterations_of_a_loop_are_uses_of_one_relation():
+    compiled = graph(looping())
+    (relation,) = compiled.hidden_param_op_relations
+    assert len(relation.uses) == len(compiled.hidden_perturb.operations) == 3
+    assert kinds(compiled).count("RELATION_INCLUDED") == 1
+    (row,) = compiled.report().operations
+    assert (row["uses"], row["trace_bytes"]) == (3, 4 * I * H)
+    assert "etp_mv, 3 uses" in str(compiled.report())
+
+
+SECOND_USE = {
+    "as the first": (lambda m, x: matmul(2 * x, m.w.value), True),
+    "another function of it": (lambda m, x: matmul(2 * x, m.w.value * 1.5), False),
+    "other positions": (lambda m, x: jnp.roll(matmul(2 * x, m.w.value), 1), False),
+    "other weight": (lambda m, x: matmul(2 * x, m.u.value), False),
+    "with a bias": (lambda m, x: matmul(2 * x, m.w.value, jnp.ones(H)), False),
+}
+
+
+@pytest.mark.parametrize("name", SECOND_USE)
+def test_uses_share_a_trace_where_it_has_the_same_layout(name):
+    second, shared = SECOND_USE[name]
+
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + matmul(x, m.w.value) + second(m, x)
+        return m.v.value
+
+    relations = graph(model(step)).hidden_param_op_relations
+    assert (len(relations[0].uses) == 2) == shared
+
+
+def test_weights_computed_in_each_iteration_are_one():
+    def step(m, x):
+        def body(k, v):
+            return 0.9 * v + matmul((k + 1) * x, jnp.where(jnp.arange(H) > 0, jnp.tanh(m.w.value), 0.0))
+
+        m.v.value = jax.lax.fori_loop(0, 3, body, m.v.value)
+        return m.v.value
+
+    (relation,) = graph(model(step)).hidden_param_op_relations
+    assert len(relation.uses) == 3

@@ -146,7 +146,8 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         if isinstance(weight, brainstate.State):
             path = next((p for p, s in self.param_states.items() if s is weight), None)
         path = (path,) if isinstance(path, str) else path
-        keys = [c.key for c in self.plan.couplings if path in self.plan.operations[c.operation].parameter_paths]
+        couplings = self.plan.couplings
+        keys = [c.trace for c in couplings if path in self.plan.operations[c.operation].parameter_paths]
         found = {key: self.etraces.value[key] for key in keys if key in self.etraces.value}
         if not found:
             raise LearnerError(

@@ -32,12 +32,14 @@ class Perturbations(NamedTuple):
 
 
 class Coupling(NamedTuple):
-    """One marked operation feeding one hidden group: the place of one trace.
+    """One marked operation feeding one hidden group.
 
     Attributes
     ----------
     key : str
-        Name of the trace: weight, ordinal of the operation, first state of the group.
+        Weight, ordinal of the operation, first state of the group.
+    trace : str
+        Name of the trace that it adds to: the key of the first use of the weight.
     operation, group : int
         Ordinals.
     slot : int
@@ -48,6 +50,7 @@ class Coupling(NamedTuple):
     """
 
     key: str
+    trace: str
     operation: int
     group: int
     slot: int
@@ -104,6 +107,14 @@ class Plan(NamedTuple):
     def traced_couplings(self) -> tuple[Coupling, ...]:
         """The couplings into the groups whose past matters."""
         return tuple(c for c in self.couplings if c.group in self.traced)
+
+    @property
+    def traces(self) -> dict[str, tuple[Coupling, ...]]:
+        """The couplings that add to each trace."""
+        added: dict[str, tuple[Coupling, ...]] = {}
+        for c in self.traced_couplings:
+            added[c.trace] = (*added.get(c.trace, ()), c)
+        return added
 
     @property
     def states(self) -> tuple[StateInfo, ...]:
@@ -168,14 +179,17 @@ def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any
     ordinal = {op.y_var: i for i, op in enumerate(perturb.operations)}
     couplings = []
     for relation in graph.hidden_param_op_relations:
-        k = ordinal[relation.y_var]
         for group, feed in zip(relation.hidden_groups, relation.feeds, strict=True):
-            slot = perturb.transitions[group.index].y_vars.index(relation.y_var)
-            key = f"{_dotted(relation.weight_path)}#{k}->{_dotted(group.hidden_paths[0])}"
             rule = relation.operation.spec.trace_rule
             if feed.kind is FeedKind.BROADCAST:
                 rule = rule.expanded(feed.index)
-            couplings.append(Coupling(key, k, group.index, slot, feed, rule))
+            numbers = [ordinal[use.y_var] for use in relation.uses]
+            keys = [f"{_dotted(relation.weight_path)}#{k}->{_dotted(group.hidden_paths[0])}" for k in numbers]
+            slot_of = {y: slot for slot, y in enumerate(perturb.transitions[group.index].y_vars)}
+            couplings += [
+                Coupling(key, keys[0], k, group.index, slot_of[use.y_var], feed, rule)
+                for key, k, use in zip(keys, numbers, relation.uses, strict=True)
+            ]
     fed = {c.group for c in couplings}
     traced = fed & step.recalls if signal == "past" else fed
     if carry.every_group:

@@ -59,8 +59,8 @@ def certify(
     mixing = _union(recurrent_operations(minfo, groups).values())
     remembering = _bits(t.group.index for t in transitions if t.remembers) | mixing
     driven = driven_groups(minfo, groups)
-    relation_of = {r.y_var: r for r in relations}
-    reach = reach_of(minfo, operations, {r.y_var: r.hidden_groups for r in relations})
+    relation_of = {use.y_var: r for r in relations for use in r.uses}
+    reach = reach_of(minfo, operations, {y_var: r.hidden_groups for y_var, r in relation_of.items()})
     mixed = _bits(t.group.index for t in transitions if t.mixes)
 
     certificates = []

@@ -128,6 +128,11 @@ def emit_warnings(records: Iterable[CompilationRecord]) -> None:
             warnings.warn(f"{record.kind.name}: {record.message}{where}", CompilationWarning, stacklevel=4)
 
 
+def each_once(records: Iterable[CompilationRecord]) -> tuple[CompilationRecord, ...]:
+    """The records without those that say the same of the same line: the iterations of an unrolled loop."""
+    return tuple({(r.kind, r.message, r.weight_path, r.context.get("source")): r for r in records}.values())
+
+
 def select(
     records: Iterable[CompilationRecord],
     *,

@@ -1,16 +1,19 @@
 """Stage 3: which marked operations drive which hidden groups, and from which parameters their weights come."""
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from braintrace_primitives._jax_compat import Primitive
 
-from ._diagnostics import CompilationRecord, Path
+from ._diagnostics import CompilationRecord, Path, each_once
 from ._hidden_groups import HiddenGroup
 from ._jaxpr import Var
 from ._module_info import ModuleInfo
-from ._operations import MarkedOperation, find_marked_operations
+from ._operations import MarkedOperation, find_marked_operations, output_bits
 from ._reach import by_operation, reach_of
+from ._shared_uses import group_uses
 from ._transitions import Feed, LocalTransition, find_local_transitions
 from ._verdicts import Verdict
 
@@ -31,6 +34,9 @@ class HiddenParamOpRelation(NamedTuple):
     operation : MarkedOperation
     feeds : tuple of Feed
         One for each group.
+    uses : tuple of MarkedOperation
+        The operation itself, and further ones that see the same weight and feed the same positions in the same way:
+        the iterations of an unrolled loop, a layer called twice. One trace holds the sum of all.
     """
 
     primitive: Primitive
@@ -42,6 +48,7 @@ class HiddenParamOpRelation(NamedTuple):
     eqn_params: dict[str, Any]
     operation: MarkedOperation
     feeds: tuple[Feed, ...]
+    uses: tuple[MarkedOperation, ...]
 
 
 def find_hidden_param_op_relations_from_minfo(
@@ -101,8 +108,13 @@ def find_relations(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> Relation
             unmatched.setdefault(op.y_var, []).append(group)
 
     reach = reach_of(minfo, operations, {y: [group for group, _ in found] for y, found in pairs.items()})
+    related = group_uses(minfo, [op for op in operations if op.y_var in pairs], pairs)
+    bit_of = output_bits(operations)
     relations = tuple(
-        _relate(op, pairs[op.y_var], reach.anyhow, k) for k, op in enumerate(operations) if op.y_var in pairs
+        _relate(
+            uses, pairs[uses[0].y_var], reach.anyhow, functools.reduce(operator.or_, (bit_of[u.y_var] for u in uses))
+        )
+        for uses in related
     )
     paths = [by_operation(minfo, found) for found in (reach.anyhow, reach.direct, reach.crossing)]
     told = [
@@ -115,12 +127,13 @@ def find_relations(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> Relation
             *(tuple(found.get(k, ())) for found in paths),
         ).records()
     ]
-    return Relations(relations, operations, found.transitions, (*told, *skipped))
+    return Relations(relations, operations, found.transitions, each_once((*told, *skipped)))
 
 
 def _relate(
-    operation: MarkedOperation, pairs: Sequence[tuple[HiddenGroup, Feed]], anyhow: Mapping[Var, int], k: int
+    uses: tuple[MarkedOperation, ...], pairs: Sequence[tuple[HiddenGroup, Feed]], anyhow: Mapping[Var, int], bits: int
 ) -> HiddenParamOpRelation:
+    operation = uses[0]
     return HiddenParamOpRelation(
         operation.eqn.primitive,
         operation.weight_path,
@@ -131,9 +144,10 @@ def _relate(
             path
             for group, _ in pairs
             for path, var in zip(group.hidden_paths, group.hidden_outvars, strict=True)
-            if anyhow.get(var, 0) >> k & 1
+            if anyhow.get(var, 0) & bits
         ),
         dict(operation.eqn.params),
         operation,
         tuple(feed for _, feed in pairs),
+        uses,
     )

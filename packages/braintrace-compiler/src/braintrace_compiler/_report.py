@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
+from ._certificate import Certificate
 from ._diagnostics import DiagnosticLevel, render
 from ._relations import HiddenParamOpRelation
 from ._transitions import FeedKind
@@ -27,7 +28,8 @@ class CompilationReport(NamedTuple):
     groups : tuple of dict
         Index, states, positions and whether the group remembers position by position.
     operations : tuple of dict
-        Every marked operation: primitive, weights, groups it drives, what a strict gradient omits, bytes of its trace.
+        Every marked operation: primitive, weights, number of uses in a step, groups it drives, what a strict gradient
+        omits, bytes of its trace.
     notes : str
         Diagnostics at level WARNING and above.
     """
@@ -114,17 +116,25 @@ def make_report(graph: "ETraceGraph") -> CompilationReport:
         }
         for g in graph.hidden_groups
     )
-    relation_of = {r.y_var: r for r in graph.hidden_param_op_relations}
-    operations = []
+    relation_of = {use.y_var: r for r in graph.hidden_param_op_relations for use in r.uses}
+    uses: dict[Any, list[Certificate]] = {}
     for certificate in graph.certificates():
         op = certificate.operation
         relation = relation_of.get(op.y_var)
+        key = relation.y_var if relation else (op.spec.name, op.parameter_paths, op.source)
+        uses.setdefault(key, []).append(certificate)
+    operations = []
+    for certificates in uses.values():
+        op = certificates[0].operation
+        relation = relation_of.get(op.y_var)
         indices = [g.index for g in relation.hidden_groups] if relation else []
-        exact = "exact" if certificate.exact else "omits " + ", ".join(o.value for o in certificate.omissions)
+        omissions = dict.fromkeys(o.value for c in certificates for o in c.omissions)
+        exact = "omits " + ", ".join(omissions) if omissions else "exact"
         operations.append(
             {
-                "operation": op.spec.name,
+                "operation": op.spec.name + (f", {len(certificates)} uses" if len(certificates) > 1 else ""),
                 "weights": [_dotted(p) for p in op.parameter_paths],
+                "uses": len(certificates),
                 "groups": indices,
                 "drives": ", ".join(f"group {i}" for i in indices) or "no hidden state",
                 "strict": exact,

@@ -23,7 +23,8 @@ class FactoredCarry(Carry):
         e_x^t = a_x e_x^{t-1} + x^t,        e_f^t = a_f D^t e_f^{t-1} + b F^t,
 
     and e_f is divided by ``1 - a_f^n`` after n steps where `normalise` is set. Operations without an input
-    (element-wise parameters) keep the exact trace, which is as small.
+    (element-wise parameters) keep the exact trace, which is as small. Several uses of one weight in a step
+    keep two factors each, since an outer product of sums is not the sum of outer products.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Eligibility traces: one for each marked operation and hidden group that it drives."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,14 +31,13 @@ class TraceCarry(Carry):
             slots = [(plan.operations[c.operation], c.feed) for c in own]
             derivatives = functools.partial(differentiate, transition, own, plan.live[index])
             proven = factored_slots(transition, slots, lambda *inputs, d=derivatives: d(inputs))
-            couplings += [
-                c._replace(rule=FactoredTraceRule(c.rule)) if p else c for c, p in zip(own, proven, strict=True)
-            ]
+            unproven = {c.trace for c, p in zip(own, proven, strict=True) if not p}
+            couplings += [c if c.trace in unproven else c._replace(rule=FactoredTraceRule(c.rule)) for c in own]
         kept = {c.key: c for c in couplings}
         return plan._replace(couplings=tuple(kept.get(c.key, c) for c in plan.couplings))
 
     def remarks(self, plan: Plan) -> list[str]:
-        factored = [c.key for c in plan.traced_couplings if isinstance(c.rule, FactoredTraceRule)]
+        factored = [trace for trace, uses in plan.traces.items() if isinstance(uses[0].rule, FactoredTraceRule)]
         if not factored:
             return []
         return [f"D and F are constants: the traces {', '.join(factored)} are kept as filtered inputs, exactly."]
@@ -49,7 +48,7 @@ class TraceCarry(Carry):
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         """Zero traces by key, at least in single precision unless `dtype` says otherwise."""
         traces = {}
-        for c in plan.traced_couplings:
+        for key, (c, *_) in plan.traces.items():
             operation = plan.operations[c.operation]
             weights = {n: _struct(v.aval) for n, v in operation.weight_vars.items()}
             x = None if operation.x_var is None else _struct(operation.x_var.aval)
@@ -57,7 +56,7 @@ class TraceCarry(Carry):
             y = jax.ShapeDtypeStruct(feed_shape(c.feed, aval.shape), aval.dtype)
             precision = dtype or jnp.promote_types(aval.dtype, jnp.float32)
             S = self.num_states(plan, c.group)
-            traces[c.key] = c.rule.init(x, weights, y, S, operation.eqn.params, precision)
+            traces[key] = c.rule.init(x, weights, y, S, operation.eqn.params, precision)
         return traces
 
     def num_states(self, plan: Plan, group: int) -> int:
@@ -105,10 +104,10 @@ class TraceCarry(Carry):
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
     ) -> list[dict[str, Any]]:
         total: list[dict[str, Any]] = [{} for _ in plan.operations]
-        for c in plan.traced_couplings:
+        for key, (c, *_) in plan.traces.items():  # several uses of a weight have one gradient, given to the first
             operation = plan.operations[c.operation]
             dw = c.rule.contract(
-                carry[c.key], spread(c.feed, signals[c.group], 1), weights[c.operation], operation.eqn.params
+                carry[key], spread(c.feed, signals[c.group], 1), weights[c.operation], operation.eqn.params
             )
             for name, value in dw.items():
                 total[c.operation][name] = total[c.operation].get(name, 0) + value
@@ -133,8 +132,8 @@ class TraceCarry(Carry):
             Inputs of the operations, (K, *x) each.
         """
         return {
-            c.key: _exit_one(plan, c, carry[c.key], P.get(c.group), PF[c.key], x[c.operation], weights)
-            for c in plan.traced_couplings
+            key: _exit_one(plan, uses, carry[key], P.get(uses[0].group), PF, x, weights)
+            for key, uses in plan.traces.items()
         }
 
 
@@ -144,17 +143,25 @@ def _through_F(c: Coupling, M: Any, F: Any) -> Any:
     return sum(at[:, :, s] * F[:, None, s] for s in range(F.shape[1]))
 
 
-def _exit_one(plan: Plan, c: Coupling, trace: Any, P: Any, PF: Any, x: Any, weights: Operands) -> Any:
-    operation = plan.operations[c.operation]
-    rule, params = c.rule, operation.eqn.params
+def _exit_one(
+    plan: Plan, uses: Sequence[Coupling], trace: Any, P: Any, PF: Mapping[str, Any], x: Any, weights: Operands
+) -> Any:
+    c = uses[0]
+    rule, params = c.rule, plan.operations[c.operation].eqn.params
     dtype = jax.tree.leaves(trace)[0].dtype
-    if P is None:  # only the last step is still there
-        PF, x = PF[-1:], None if x is None else x[-1:]
-    added = rule.accumulate(x, PF.astype(dtype), weights[c.operation], params)
+    kept = slice(-1, None) if P is None else slice(None)  # without memory only the last step is still there
+    # Each further use of a weight is so many more time steps to the sum.
+    factors = _joined([PF[use.key][kept].astype(dtype) for use in uses])
+    inputs = None if x[c.operation] is None else _joined([x[use.operation][kept] for use in uses])
+    added = rule.accumulate(inputs, factors, weights[c.operation], params)
     if P is None:
         return jax.tree.map(lambda value: value.astype(dtype), added)
-    kept = rule.decay(trace, spread(c.feed, P, 2).astype(dtype), params)
-    return jax.tree.map(lambda old, value: (old + value).astype(dtype), kept, added)
+    decayed = rule.decay(trace, spread(c.feed, P, 2).astype(dtype), params)
+    return jax.tree.map(lambda old, value: (old + value).astype(dtype), decayed, added)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
 def _struct(aval: Any) -> jax.ShapeDtypeStruct:
