@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from braintrace_algos import D_RTRL, compile
-from braintrace_algos._constants import FactoredTraceRule, constant_outputs
+from braintrace_algos._constants import FactoredTraceRule
 from braintrace_primitives import matmul
 
 B, I, H, O = 3, 4, 5, 2
@@ -78,10 +78,3 @@ def test_what_varies_is_not_factored(data, change):
     learner = compile(Integrators(change), D_RTRL, data[0][0], batch_size=B)
     assert is_factored(learner) == [False]
     assert "filtered inputs" not in learner.report.notes
-
-
-def test_outputs_that_read_no_input_are_known_by_value():
-    aval = jax.ShapeDtypeStruct((2,), jnp.float32)
-    two, none = constant_outputs(lambda x: [2.0 * jnp.ones_like(x), x * 0.0], [aval])
-    assert two.tolist() == [2.0, 2.0]
-    assert none is None

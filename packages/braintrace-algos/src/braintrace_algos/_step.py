@@ -4,14 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from braintrace_compiler import FeedKind, LocalTransition, StateKind
-from braintrace_primitives._jax_compat import eval_jaxpr
+from braintrace_compiler import StateKind, differentiate
 
 from ._feedback import evaluate
-from ._plan import Coupling, Operands, Perturbations, Plan
+from ._plan import Operands, Perturbations, Plan
 
 
 class StepResult(NamedTuple):
@@ -110,11 +107,12 @@ def local_derivatives(plan: Plan, result: StepResult) -> Derivatives:
     for index in plan.traced:
         transition = plan.transitions[index]
         couplings = [c for c in plan.couplings if c.group == index]
+        feeds = [(c.slot, c.feed) for c in couplings]
         h = transition.group.split([known[v] for v in transition.group.hidden_invars])
         inputs = [*h, *(known[v] for v in (*transition.y_vars, *transition.constvars))]
 
-        def single(*inputs, transition=transition, couplings=couplings, live=plan.live[index]):
-            return differentiate(transition, couplings, live, inputs)
+        def single(*inputs, transition=transition, feeds=feeds, live=plan.live[index]):
+            return differentiate(transition, feeds, live, inputs)
 
         d, f = (single if plan.batch is None else jax.vmap(single))(*inputs)
         if transition.remembers:
@@ -160,49 +158,3 @@ def operation_inputs(plan: Plan, result: StepResult) -> Inputs:
     place = {v: i for i, v in enumerate(variables)}
     values = [jax.lax.stop_gradient(result.observed[v]) for v in variables]
     return Inputs(values, [place.get(op.x_var) for op in plan.operations])
-
-
-def differentiate(
-    transition: LocalTransition, couplings: Sequence[Coupling], live: Sequence[int], inputs: Sequence[Any]
-) -> tuple[Any, list[Any]]:
-    """D (S, S, *positions), and F (S, *elements) of each coupling, by a reverse pass for each of the S live states."""
-    count, Y = transition.group.num_state, len(transition.y_vars)
-    h, y, constants = list(inputs[:count]), list(inputs[count : count + Y]), inputs[count + Y :]
-
-    def advance(h, y):
-        return eval_jaxpr(transition.program, *h, *y, *constants)
-
-    new, pull = jax.vjp(advance, h, y)
-    seeds = [[jnp.ones_like(v) if r == s else jnp.zeros_like(v) for r, v in enumerate(new)] for s in live]
-    rows = [pull(seed) for seed in seeds]
-
-    if transition.mixes:
-        D = jnp.stack([true_diagonals(lambda ct: [pull(ct)[0][r] for r in live], new, s) for s in live])
-    else:
-        D = jnp.stack([jnp.stack([h_bar[r] for r in live]) for h_bar, _ in rows])
-    F = []
-    for c in couplings:
-        if c.feed.kind is FeedKind.BROADCAST:
-            # One source for each position: the forward derivative along ones, as the transpose of the reverse one,
-            # since a custom reverse rule may have no forward counterpart.
-            _, push = jax.vjp(lambda cts, slot=c.slot: pull(cts)[1][slot], [jnp.zeros_like(v) for v in new])
-            pushed = push(jnp.ones_like(y[c.slot]))[0]
-            F.append(jnp.stack([pushed[s] for s in live]))
-        elif c.feed.kind is FeedKind.DIAGONAL:
-            diagonals = [true_diagonals(lambda ct, slot=c.slot: [pull(ct)[1][slot]], new, s)[0] for s in live]
-            F.append(jnp.stack(diagonals))
-        else:
-            F.append(jnp.stack([y_bar[c.slot] for _, y_bar in rows]))
-    return D, F
-
-
-def true_diagonals(pull: Any, new: Sequence[Any], s: int) -> Any:
-    """Derivative of state `s` at each position with respect to inputs at the same position, from the full Jacobian."""
-    size = int(np.prod(new[s].shape))
-
-    def at(position):
-        one_hot = jnp.zeros(size, new[s].dtype).at[position].set(1).reshape(new[s].shape)
-        seed = [one_hot if r == s else jnp.zeros_like(v) for r, v in enumerate(new)]
-        return jnp.stack([v.reshape(-1)[position] for v in pull(seed)])
-
-    return jax.vmap(at, out_axes=-1)(jnp.arange(size)).reshape(-1, *new[s].shape)

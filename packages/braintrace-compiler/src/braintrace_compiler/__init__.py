@@ -17,13 +17,20 @@ from braintrace_primitives._jax_compat import hide_frames as _hide_frames
 
 from ._certificate import Certificate as Certificate
 from ._certificate import Omission as Omission
+from ._constant_factors import factorises as factorises
 from ._control_flow import ControlFlowPolicy as ControlFlowPolicy
+from ._derivatives import differentiate as differentiate
+from ._derivatives import true_diagonals as true_diagonals
 from ._diagnostics import CompilationRecord as CompilationRecord
 from ._diagnostics import DiagnosticKind as DiagnosticKind
 from ._diagnostics import DiagnosticLevel as DiagnosticLevel
 from ._errors import CompilationError as CompilationError
 from ._errors import CompilationWarning as CompilationWarning
 from ._errors import NotSupportedError as NotSupportedError
+from ._feeds import ConstantFactors as ConstantFactors
+from ._feeds import Feed as Feed
+from ._feeds import FeedKind as FeedKind
+from ._feeds import LocalTransition as LocalTransition
 from ._from_module import add_hidden_perturbation_from_module as add_hidden_perturbation_from_module
 from ._from_module import find_hidden_groups_from_module as find_hidden_groups_from_module
 from ._from_module import (
@@ -49,9 +56,6 @@ from ._report import CompilationReport as CompilationReport
 from ._requirements import OnMixing as OnMixing
 from ._step_module import StepModule as StepModule
 from ._step_module import extract_module_info_from_step as extract_module_info_from_step
-from ._transitions import Feed as Feed
-from ._transitions import FeedKind as FeedKind
-from ._transitions import LocalTransition as LocalTransition
 from ._version import __version__ as __version__
 
 _hide_frames(_brainstate.__file__)

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from ._feeds import FeedKind, LocalTransition
 from ._flow import influence, join_bits, numbers, seeds_of
 from ._hidden_groups import HiddenGroup, recurrent_operations
 from ._jaxpr import Var
@@ -13,7 +14,6 @@ from ._module_info import ModuleInfo
 from ._operations import MarkedOperation
 from ._reach import reach_of
 from ._relations import HiddenParamOpRelation
-from ._transitions import FeedKind, LocalTransition
 
 
 class Omission(enum.Enum):

@@ -7,12 +7,12 @@ import brainstate
 
 from ._certificate import driven_groups
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
+from ._feeds import FeedKind
 from ._flow import influence, join_bits, numbers, seeds_of
 from ._hidden_groups import HiddenGroup
 from ._module_info import ModuleInfo
 from ._perturbation import HiddenPerturbation
 from ._relations import HiddenParamOpRelation
-from ._transitions import FeedKind
 
 
 def structural_findings(

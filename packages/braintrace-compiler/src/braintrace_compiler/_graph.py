@@ -15,9 +15,8 @@ from ._module_info import ModuleInfo, extract_module_info
 from ._perturbation import HiddenPerturbation, perturb
 from ._relations import HiddenParamOpRelation, find_relations
 from ._report import CompilationReport, make_report
-from ._requirements import OnMixing, require_exact, require_positions
+from ._requirements import OnMixing, require_exact, require_positions, require_reverse_derivatives
 from ._stages import StageCallback, Stages, print_if_debugging
-from ._while_loops import require_reverse_derivatives
 
 
 class ETraceGraph(NamedTuple):
@@ -175,9 +174,9 @@ def compile_etrace_graph(
     stages = Stages(callback)
     minfo = stages.run(extract_module_info, model, *args, control_flow=control_flow)
     groups, hid_path_to_group = stages.run(find_hidden_groups_from_minfo, minfo)
+    stages.check(require_reverse_derivatives, minfo)
     found = stages.run(find_relations, minfo, groups)
-    require_positions(found.transitions, found.relations, on_mixing)
-    require_reverse_derivatives(minfo.jaxpr, [v for s in (*minfo.hidden, *minfo.parameters) for v in s.invars])
+    stages.check(require_positions, found.transitions, found.relations, on_mixing)
     perturbation = stages.run(perturb, minfo, groups, found.operations, found.transitions)
     told = {r.weight_path for r in found.records if r.kind is DiagnosticKind.TIME_VARYING_WEIGHT}
     findings = structural_findings(model, minfo, groups, found.relations, perturbation, told)
@@ -185,6 +184,6 @@ def compile_etrace_graph(
     graph = ETraceGraph(minfo, groups, hid_path_to_group, found.relations, perturbation, records)
     print_if_debugging(graph)
     if strict:
-        require_exact(graph.certificates(), records)
+        stages.check(require_exact, graph.certificates(), records)
     emit_warnings(records)
     return graph

@@ -20,13 +20,13 @@ import brainstate
 from braintrace_primitives._jax_compat import DropVar
 
 from ._diagnostics import Path
+from ._feeds import LocalTransition
 from ._flow import influence
 from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo, recurrent_operations
 from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, add_equation, build_jaxpr, fresh_var
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation, make_weight_program
 from ._relations import find_relations
-from ._transitions import LocalTransition
 
 
 class PerturbedStep(NamedTuple):

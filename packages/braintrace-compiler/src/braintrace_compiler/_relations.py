@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 from braintrace_primitives._jax_compat import Primitive
 
 from ._diagnostics import CompilationRecord, Path, each_once
+from ._feeds import Feed, LocalTransition
 from ._hidden_groups import HiddenGroup
 from ._jaxpr import Var
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation, find_marked_operations, output_bits
 from ._reach import by_operation, reach_of
 from ._shared_uses import group_uses
-from ._transitions import Feed, LocalTransition, find_local_transitions
+from ._transitions import find_local_transitions
 from ._verdicts import Verdict
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from ._certificate import Certificate
 from ._diagnostics import DiagnosticLevel, render
+from ._feeds import FeedKind
 from ._relations import HiddenParamOpRelation
-from ._transitions import FeedKind
 
 if TYPE_CHECKING:
     from ._graph import ETraceGraph

@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal as OneOf
+
+from braintrace_primitives._jax_compat import while_p
 
 from ._certificate import Certificate
 from ._diagnostics import CompilationRecord, DiagnosticKind
-from ._errors import CompilationError
+from ._errors import CompilationError, NotSupportedError
+from ._feeds import FeedKind, LocalTransition
+from ._flow import dependence, influence, join_bits
+from ._jaxpr import Literal, source_line
+from ._module_info import ModuleInfo
 from ._relations import HiddenParamOpRelation
-from ._transitions import FeedKind, LocalTransition
 
-OnMixing = Literal["diagonal", "error", "exact"]
+OnMixing = OneOf["diagonal", "error", "exact"]
 _CHOICES = ("diagonal", "error", "exact")
 _MIXING_LIMIT = 2**28
 """Elements of a local Jacobian whose diagonal is taken."""
@@ -57,6 +62,30 @@ def require_positions(
                 if on_mixing == "error"
                 else f"at most {_MIXING_LIMIT} elements, to take its diagonal",
                 fix="mix by a marked operation (matmul, conv, ...), or outside of the state's own memory",
+            )
+
+
+def require_reverse_derivatives(minfo: ModuleInfo) -> None:
+    """Refuse a ``while`` loop that is left between hidden states or parameters and the results of a step.
+
+    Raises
+    ------
+    NotSupportedError
+    """
+    jaxpr, sources = minfo.jaxpr, [v for s in (*minfo.hidden, *minfo.parameters) for v in s.invars]
+    loops = [eqn for eqn in jaxpr.eqns if eqn.primitive is while_p]
+    if not loops:
+        return
+    ahead = influence(jaxpr.eqns, dict.fromkeys(sources, 1))
+    behind = dependence(jaxpr.eqns, dict.fromkeys((v for v in jaxpr.outvars if not isinstance(v, Literal)), 1))
+    for eqn in loops:
+        if join_bits(ahead, eqn.outvars) & join_bits(behind, eqn.outvars):
+            raise NotSupportedError(
+                "A `while` loop mixes positions on the way of a gradient, which has no reverse derivative.",
+                where=source_line(eqn),
+                found="an unknown number of iterations between a hidden state or a weight and the step's results",
+                expected="a loop that keeps positions, or one with a fixed number of iterations",
+                fix="use lax.scan, or lax.fori_loop with constant bounds; or put the operand under stop_gradient",
             )
 
 

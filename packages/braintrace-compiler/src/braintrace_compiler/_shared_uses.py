@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ._feeds import Feed
 from ._hidden_groups import HiddenGroup
 from ._jaxpr import JaxprEqn, Literal, Var, needed
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation
-from ._transitions import Feed
 
 
 def group_uses(

@@ -28,17 +28,23 @@ class Stages:
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """One stage; an error that leaves it says in which stage it arose, and what came before."""
-        name = function.__name__
+        result = self._guard(function, *args, **options)
+        self._done.append(function.__name__)
+        if self._callback is not None:
+            self._callback(function.__name__, result)
+        return result
+
+    def check(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
+        """What must hold between two stages; an error that leaves it is told like that of a stage."""
+        self._guard(function, *args, **options)
+
+    def _guard(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         try:
-            result = function(*args, **options)
+            return function(*args, **options)
         except Exception as error:
             after = f", after {', '.join(self._done)}" if self._done else ""
-            error.add_note(f"braintrace: in stage {name}{after}")
+            error.add_note(f"braintrace: in stage {function.__name__}{after}")
             raise
-        self._done.append(name)
-        if self._callback is not None:
-            self._callback(name, result)
-        return result
 
 
 def print_if_debugging(graph: Any) -> None:

@@ -1,62 +1,18 @@
 """The transition of each group along position-wise paths, and how marked operations feed it."""
 
-import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from ._constant_factors import find_constant_factors
+from ._feeds import Feed, FeedKind, LocalTransition
 from ._flow import between, dependence, influence, is_marked, join_bits, numbers, seeds_of
 from ._hidden_groups import HiddenGroup, new_states_elsewhere
-from ._jaxpr import Jaxpr, JaxprEqn, Var, slice_program
+from ._jaxpr import Jaxpr, JaxprEqn, slice_program
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation
 from ._positions import MANY, NONE, Constants, propagate_sources, propagate_targets
-
-
-class FeedKind(enum.Enum):
-    """How the elements of y and the positions of a group are matched."""
-
-    SAME = "same"
-    """y has the shape of the positions and every element feeds its own."""
-    GATHER = "gather"
-    """Every element of y feeds at most one position; the index gives it, for each element of y."""
-    BROADCAST = "broadcast"
-    """Every position is fed by at most one element of y; the index gives it, for each position."""
-    DIAGONAL = "diagonal"
-    """Positions are mixed on the way; only the path from an element to its own position is traced."""
-
-
-class Feed(NamedTuple):
-    """Which elements of y feed which positions of a group; see `FeedKind`."""
-
-    kind: FeedKind
-    index: np.ndarray | None = None
-
-
-class LocalTransition(NamedTuple):
-    """The transition of a group along paths that cross no ETP operation and no other group's new state.
-
-    Attributes
-    ----------
-    group : HiddenGroup
-    y_vars : tuple of Var
-        Outputs of the operations that feed the group.
-    program : Jaxpr
-        ``(h^{t-1} of each of the S states of a position, each y, constants) -> h^t of each of them``.
-    constvars : tuple of Var
-    remembers : bool
-        Whether h^{t-1} reaches h^t at all; if not, D = 0.
-    mixes : bool
-        Whether h^{t-1} reaches other positions than its own.
-    """
-
-    group: HiddenGroup
-    y_vars: tuple[Var, ...]
-    program: Jaxpr
-    constvars: tuple[Var, ...]
-    remembers: bool
-    mixes: bool
 
 
 class Transitions(NamedTuple):
@@ -128,7 +84,8 @@ def _find_one(
     transition = LocalTransition(
         group, y_vars, group.by_state(program), constvars, remembers, any(part.size > 0 for part in moved)
     )
-    return transition, tuple(feed for feed in feeds if feed is not None), ()
+    matches = tuple(feed for feed in feeds if feed is not None)
+    return transition._replace(constants=find_constant_factors(transition, matches)), matches, ()
 
 
 def _find_feed(program: Jaxpr, group: HiddenGroup, k: int, label: np.ndarray, known: Constants) -> Feed | None:

@@ -14,9 +14,8 @@ import numpy as np
 
 from braintrace_primitives._jax_compat import while_p
 
-from ._errors import NotSupportedError
-from ._flow import dependence, differentiable, influence, join_bits
-from ._jaxpr import Jaxpr, JaxprEqn, Literal, Opening, build_jaxpr, eval_jaxpr, fresh_var, source_line
+from ._flow import differentiable
+from ._jaxpr import Jaxpr, JaxprEqn, Literal, Opening, build_jaxpr, eval_jaxpr, fresh_var
 from ._positions import MANY, propagate_sources
 
 
@@ -33,29 +32,6 @@ def reversible(eqn: JaxprEqn) -> Callable[[Opening, JaxprEqn, Sequence[Any]], Se
         return None
     loop = _with_reverse_derivative(program, sources)
     return lambda opening, eqn, operands: opening.apply(loop, *operands)
-
-
-def require_reverse_derivatives(jaxpr: Jaxpr, sources: Sequence[Any]) -> None:
-    """Refuse a ``while`` loop that is left between `sources` and the results of a step.
-
-    Raises
-    ------
-    NotSupportedError
-    """
-    loops = [eqn for eqn in jaxpr.eqns if eqn.primitive is while_p]
-    if not loops:
-        return
-    ahead = influence(jaxpr.eqns, dict.fromkeys(sources, 1))
-    behind = dependence(jaxpr.eqns, dict.fromkeys((v for v in jaxpr.outvars if not isinstance(v, Literal)), 1))
-    for eqn in loops:
-        if join_bits(ahead, eqn.outvars) & join_bits(behind, eqn.outvars):
-            raise NotSupportedError(
-                "A `while` loop mixes positions on the way of a gradient, which has no reverse derivative.",
-                where=source_line(eqn),
-                found="an unknown number of iterations between a hidden state or a weight and the step's results",
-                expected="a loop that keeps positions, or one with a fixed number of iterations",
-                fix="use lax.scan, or lax.fori_loop with constant bounds; or put the operand under stop_gradient",
-            )
 
 
 def _alone(eqn: JaxprEqn) -> Jaxpr:

@@ -1,17 +1,17 @@
 """Eligibility traces: one for each marked operation and hidden group that it drives."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._constants import FactoredTraceRule, factored_slots
+from braintrace_algos._constants import FactoredTraceRule
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
-from braintrace_algos._step import Derivatives, StepResult, differentiate, local_derivatives
+from braintrace_algos._step import Derivatives, StepResult, local_derivatives
+from braintrace_compiler import factorises
 
 from ._base import Carry
 from ._recursion import backwards, past_signals, state_signals
@@ -24,17 +24,17 @@ class TraceCarry(Carry):
 
     def prepare(self, plan: Plan) -> Plan:
         """Traces that are proven to factorise are kept factorised."""
-        couplings = []
-        for index in plan.traced:
-            transition = plan.transitions[index]
-            own = [c for c in plan.couplings if c.group == index]
-            slots = [(plan.operations[c.operation], c.feed) for c in own]
-            derivatives = functools.partial(differentiate, transition, own, plan.live[index])
-            proven = factored_slots(transition, slots, lambda *inputs, d=derivatives: d(inputs))
-            unproven = {c.trace for c, p in zip(own, proven, strict=True) if not p}
-            couplings += [c if c.trace in unproven else c._replace(rule=FactoredTraceRule(c.rule)) for c in own]
-        kept = {c.key: c for c in couplings}
-        return plan._replace(couplings=tuple(kept.get(c.key, c) for c in plan.couplings))
+
+        def factored(c: Coupling) -> bool:
+            transition, operation = plan.transitions[c.group], plan.operations[c.operation]
+            return c.group in plan.traced and factorises(transition, c.slot, c.feed, operation, plan.live[c.group])
+
+        unproven = {c.trace for c in plan.couplings if not factored(c)}
+        return plan._replace(
+            couplings=tuple(
+                c if c.trace in unproven else c._replace(rule=FactoredTraceRule(c.rule)) for c in plan.couplings
+            )
+        )
 
     def remarks(self, plan: Plan) -> list[str]:
         factored = [trace for trace, uses in plan.traces.items() if isinstance(uses[0].rule, FactoredTraceRule)]

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
-from braintrace_algos._step import Derivatives, StepResult, true_diagonals
-from braintrace_compiler import Omission
+from braintrace_algos._step import Derivatives, StepResult
+from braintrace_compiler import Omission, true_diagonals
 from braintrace_primitives._jax_compat import eval_jaxpr
 
 from ._trace import TraceCarry

@@ -1,0 +1,115 @@
+"""Proofs, by the program itself, that D and F are numbers: the same for all data, at all positions, at all times."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from braintrace_primitives._jax_compat import while_p
+
+from ._feeds import ConstantFactors, Feed, FeedKind, LocalTransition
+from ._jaxpr import Jaxpr, Literal, build_jaxpr, eval_jaxpr, make_jaxpr_without_consts, needed
+from ._operations import MarkedOperation
+from ._positions_constants import at_compile_time
+
+
+def find_constant_factors(transition: LocalTransition, feeds: Sequence[Feed]) -> ConstantFactors:
+    """Prove what can be proven of D and F of one group; `feeds` are those of its operations."""
+    S = transition.group.num_state
+    none = (None,) * S
+    if transition.mixes or any(eqn.primitive is while_p for eqn in transition.program.eqns):
+        return ConstantFactors((none,) * S, (none,) * len(feeds))
+    matched = [k for k, feed in enumerate(feeds) if feed.kind in (FeedKind.SAME, FeedKind.GATHER)]
+    program = transition.program
+    parts = [build_jaxpr(program.invars, [v], needed(program.eqns, [v]), like=program) for v in program.outvars]
+
+    def derivatives(*inputs: Any) -> list[Any]:
+        """One reverse pass for each new state, along its own equations: a zero from another one would read data."""
+        h, y, rest = inputs[:S], inputs[S : S + len(feeds)], inputs[S + len(feeds) :]
+        found = []
+        for part in parts:
+            new, pull = jax.vjp(lambda h, y, part=part: eval_jaxpr(part, *h, *y, *rest)[0], h, y)
+            h_bar, y_bar = pull(jnp.ones_like(new))
+            found += [*h_bar, *(y_bar[k] for k in matched)]
+        return found
+
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.invars]
+    values = iter(map(_one_number, constant_outputs(derivatives, avals)))
+    by_state = [([next(values) for _ in range(S)], {k: next(values) for k in matched}) for _ in range(S)]
+    return ConstantFactors(
+        tuple(tuple(D) for D, _ in by_state),
+        tuple(tuple(F.get(k) for _, F in by_state) for k in range(len(feeds))),
+    )
+
+
+def _one_number(value: np.ndarray | None) -> complex | None:
+    """The value that all elements have."""
+    if value is None or not value.size or np.any(value != value.flat[0]):
+        return None
+    return value.flat[0].item()
+
+
+def constant_outputs(function: Callable[..., Sequence[Any]], avals: Iterable[Any]) -> list[np.ndarray | None]:
+    """The outputs of a function that read none of its inputs, by value; None for the others."""
+    program, consts = make_jaxpr_without_consts(jax.make_jaxpr(function)(*avals))
+    lead, inputs = program.invars[: len(consts)], program.invars[len(consts) :]
+    known = _unread(program, inputs)
+    outputs = [v for v, is_known in zip(program.outvars, known, strict=True) if is_known]
+    if not outputs:
+        return [None] * len(known)
+    part = build_jaxpr(lead, outputs, needed(program.eqns, outputs), like=program)
+    values = iter(at_compile_time(eval_jaxpr, part, *consts))
+    return [next(values) if is_known else None for is_known in known]
+
+
+def factorises(
+    transition: LocalTransition, slot: int, feed: Feed, operation: MarkedOperation, states: Sequence[int]
+) -> bool:
+    """Whether the trace of an operation into some states of a group is an outer product in all but name.
+
+    Where D and F depend on no data, position or time, e^t = sum_s (D^{t-s} F) ⊗ x^s holds one filtered input for each
+    state instead of one number for each synapse and state: B · I · S in place of B · I · O · S.
+
+    Parameters
+    ----------
+    transition : LocalTransition
+    slot : int
+        Number of the operation among ``transition.y_vars``.
+    feed : Feed
+    operation : MarkedOperation
+    states : sequence of int
+        Ordinals of the states that carry a trace.
+    """
+    return (
+        transition.remembers
+        and feed.kind in (FeedKind.SAME, FeedKind.GATHER)
+        and transition.constants.decays(states)
+        and transition.constants.drives(slot, states)
+        and is_affine_in_input(operation)
+    )
+
+
+def is_affine_in_input(operation: MarkedOperation) -> bool:
+    """Whether the derivative of an op with respect to its input does not read the input."""
+    params, fn = operation.eqn.params, operation.spec.trace_rule.fn
+    if operation.x_var is None or not jnp.issubdtype(operation.x_var.aval.dtype, jnp.inexact):
+        return False
+    x = jax.ShapeDtypeStruct(operation.x_var.aval.shape, operation.x_var.aval.dtype)
+    weights = {n: jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for n, v in operation.weight_vars.items()}
+
+    def slope(x: Any, dx: Any, weights: Any) -> Any:
+        return jax.jvp(lambda x: fn(x, weights, params), (x,), (dx,))[1]
+
+    program, consts = make_jaxpr_without_consts(jax.make_jaxpr(slope)(x, x, weights))
+    return all(_unread(program, program.invars[len(consts) : len(consts) + 1]))
+
+
+def _unread(program: Jaxpr, inputs: Iterable[Any]) -> list[bool]:
+    """For each output of a program, whether it depends on none of `inputs`."""
+    varying = set(inputs)
+    for eqn in program.eqns:
+        if any(v in varying for v in eqn.invars if not isinstance(v, Literal)):
+            varying.update(eqn.outvars)
+    return [isinstance(v, Literal) or v not in varying for v in program.outvars]
