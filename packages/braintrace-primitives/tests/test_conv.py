@@ -121,3 +121,60 @@ def test_a_carried_trace_holds_one_patch_per_output_position():
 def test_misfits(x, kernel, options, text):
     with pytest.raises(bp.OperandError, match=text):
         bp.conv(x, kernel, **({"dimension_numbers": LAYOUT} | options))
+
+
+WINDOWS = {
+    "plain": {},
+    "strides": {"strides": 2, "padding": "VALID"},
+    "strides that leave a rest": {"strides": (2, 3)[:1], "padding": ((1, 2),)},
+    "same with strides": {"strides": 3, "padding": "SAME"},
+    "same lower": {"strides": 2, "padding": "SAME_LOWER"},
+    "cropped": {"padding": ((-1, 0),)},
+    "dilated kernel": {"rhs_dilation": 2, "padding": ((2, 1),)},
+    "dilated input": {"lhs_dilation": 2, "padding": ((1, 0),), "strides": 3},
+    "channel groups": {"feature_group_count": 2},
+    "depthwise": {"feature_group_count": 4, "strides": 2},
+    "batch groups": {"batch_group_count": 2, "strides": 2},
+}
+LAYOUTS = {
+    "1d last": ("NWC", "WIO", "NWC"),
+    "2d first": ("NCHW", "OIHW", "NCHW"),
+    "2d odd": ("HNCW", "IWOH", "WHCN"),
+    "3d last": ("NDHWC", "DHWIO", "NDHWC"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("options", WINDOWS.values(), ids=WINDOWS)
+def test_the_gradient_of_a_window_is_that_of_reverse_mode(options, layout):
+    spatial = len(layout[0]) - 2
+    options = options | {"dimension_numbers": layout}
+    if isinstance(options.get("padding"), tuple):
+        options["padding"] = options["padding"] * spatial
+    groups = options.get("feature_group_count", 1)
+    sizes = dict(zip("DHW", (5, 6, 4), strict=True)), dict(zip("DHW", (1, 3, 2), strict=True))
+    xs = normal(3, *(({"N": 4, "C": 4} | sizes[0])[c] for c in layout[0]))
+    kernel = normal(*(({"I": 4 // groups, "O": 8} | sizes[1])[c] for c in layout[1]))
+    bias = normal(8)
+    (eqn,) = (e for e in jax.make_jaxpr(lambda x: bp.conv(x, kernel, bias, **options))(xs[0]).eqns if "conv" in str(e))
+    rule, params = bp.get_primitive_spec(eqn.primitive).trace_rule, eqn.params
+    xs = jnp.moveaxis(xs, layout[0].index("N") + 1, 1)
+    weights = {"weight": kernel, "bias": normal(*eqn.invars[2].aval.shape)}
+    gs = normal(3, *eqn.outvars[0].aval.shape)
+    want = jax.vjp(lambda w: jax.vmap(lambda x: rule.fn(x, w, params))(xs), weights)[1](gs)[0]
+    got = rule.pullback(xs, weights, gs, params)
+    for name, w in weights.items():
+        assert jnp.allclose(got[name], want[name], rtol=1e-4, atol=1e-4), name
+        assert jnp.abs(got[name]).max() > 0.1 * jnp.sqrt(gs.size / w.size)
+
+
+def test_the_gradient_of_a_window_of_single_and_mapped_samples():
+    params = jax.make_jaxpr(lambda x: bp.conv(x, KERNEL, dimension_numbers=LAYOUT))(IMAGE).eqns[0].params
+    rule = bp.get_primitive_spec(bp.etp_conv_p).trace_rule
+    xs, gs, weights = normal(3, 5, 2, 5, 4, 3), normal(3, 5, 2, 5, 4, 4), {"weight": KERNEL}
+    want = rule.pullback(xs.reshape(15, 2, 5, 4, 3), weights, gs.reshape(15, 2, 5, 4, 4), params)["weight"]
+    single = rule.pullback(xs.reshape(30, 5, 4, 3), weights, gs.reshape(30, 5, 4, 4), params)["weight"]
+    mapped = rule.pullback(xs, weights, gs, params)["weight"]
+    assert jnp.allclose(mapped, want, atol=1e-4)
+    assert jnp.allclose(single, want, atol=1e-4)
+    assert rule.pullback(xs[:, :, :0], weights, gs[:, :, :0], params)["weight"].tolist() == (0 * KERNEL).tolist()

@@ -1,7 +1,6 @@
 """Convolutions over one to three spatial axes."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,90 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_primitives._primitive import register_primitive, trainables_with_bias
-from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
+from ._conv_rule import ConvTraceRule
 from ._conv_window import batch_first, check_groups, padding_of, per_axis, sample_bias, spatial_rank
 from ._conv_window import dimension_numbers as layout_of
 from ._operands import applied, linear_operands
 
 _WHERE = "conv(x, kernel, bias)"
-
-
-class ConvTraceRule(TraceRule):
-    """Trace per output position and kernel element, (S, positions, groups, M, O/groups).
-
-    An output of channel o at one position depends on the M kernel elements of that channel through the patch
-    of the input beneath it. Positions enumerate samples and spatial places together. Only a carry needs this:
-    within a window the gradient is the transposed convolution of `pullback`.
-    """
-
-    def init(self, x, weights, y, num_states, params, dtype):
-        *places, outputs = jax.eval_shape(lambda y: _align(y, 0, params), y).shape
-        size = math.prod(weights["weight"].shape[i] for i in params["dimension_numbers"].rhs_spec[1:])
-        shapes = {"weight": (*places, size, outputs), "bias": y.shape}
-        return {name: jnp.zeros((num_states, *shapes[name]), dtype) for name in weights}
-
-    def accumulate(self, xs, factors, weights, params):
-        patches = in_precision_of(factors, _patches(xs, weights["weight"].shape, params))
-        aligned = _align(factors, 2, params)
-        trace = {"weight": jax.vmap(lambda f: jnp.einsum("tpgm,tpgo->pgmo", patches, f), in_axes=1)(aligned)}
-        return trace | {"bias": factors.sum(0)} if "bias" in weights else trace
-
-    def decay(self, trace, blocks, params):
-        aligned = {"weight": _align(blocks, 2, params)[..., None, :], "bias": blocks}
-        return {name: mix(aligned[name], old).astype(old.dtype) for name, old in trace.items()}
-
-    def contract(self, trace, signal, weights, params):
-        kernel = weights["weight"]
-        total = sum_leading(mix(_align(signal, 1, params)[None, ..., None, :], trace["weight"])[0], 1)
-        grads = {"weight": cast_like(_to_kernel(total, kernel.shape, params), kernel)}
-        if "bias" in weights:
-            bias = weights["bias"]
-            terms = mix(signal[None], trace["bias"])[0]
-            terms = terms.sum(tuple(range(terms.ndim - bias.ndim)))
-            ones = tuple(i for i, size in enumerate(bias.shape) if size == 1)
-            grads["bias"] = cast_like(terms.sum(ones, keepdims=True), bias)
-        return grads
-
-
-def _align(values, front, params):
-    """Values (*front, *y) as (*front, positions, groups, O/groups)."""
-    groups = params["feature_group_count"] * params["batch_group_count"]
-    spec = params["dimension_numbers"].out_spec
-    values = jnp.moveaxis(values, spec[1] - len(spec), -1)
-    *places, channels = values.shape[front:]
-    return values.reshape(*values.shape[:front], math.prod(places), groups, channels // groups)
-
-
-def _patches(xs, kernel_shape, params):
-    """Inputs (T, *x) as (T, positions, groups, M): what each output position sees."""
-    numbers, features = params["dimension_numbers"], params["feature_group_count"]
-    rank = len(kernel_shape) - 1
-    lead, sample = xs.shape[:-rank], xs.shape[-rank:]
-    patches = jax.lax.conv_general_dilated_patches(
-        xs.reshape(math.prod(lead), *sample),
-        tuple(kernel_shape[i] for i in numbers.rhs_spec[2:]),
-        params["strides"],
-        params["padding"],
-        lhs_dilation=params["lhs_dilation"],
-        rhs_dilation=params["rhs_dilation"],
-        dimension_numbers=numbers,
-    )
-    patches = jnp.moveaxis(patches, numbers.out_spec[1], -1)
-    places, size = math.prod(patches.shape[1:-1]), patches.shape[-1] // features
-    batches = params["batch_group_count"]
-    outer, samples = (lead[1:-1], lead[-1] // batches) if batches > 1 else (lead[1:], 1)
-    patches = patches.reshape(lead[0], math.prod(outer), batches, samples, places, features, size)
-    positions = math.prod(outer) * samples * places
-    return jnp.moveaxis(patches, 2, 4).reshape(lead[0], positions, batches * features, size)
-
-
-def _to_kernel(total, kernel_shape, params):
-    """Gradient (groups, M, O/groups) in the layout of the kernel."""
-    spec = params["dimension_numbers"].rhs_spec
-    channels, *rest = (kernel_shape[i] for i in spec)
-    ordered = jnp.moveaxis(total, 1, 2).reshape(channels, *rest)
-    return ordered.transpose([spec.index(i) for i in range(len(spec))])
 
 
 def _conv(x, kernel, bias=None, *, has_bias, strides, **window):

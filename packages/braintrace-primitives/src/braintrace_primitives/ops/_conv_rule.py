@@ -1,0 +1,151 @@
+"""The trace rule of convolutions."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.lax import ConvDimensionNumbers
+
+from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
+
+
+class ConvTraceRule(TraceRule):
+    """Trace per output position and kernel element, (S, positions, groups, M, O/groups).
+
+    An output of channel o at one position depends on the M kernel elements of that channel through the patch
+    of the input beneath it. Positions enumerate samples and spatial places together. Only a carry needs this:
+    within a window the gradient is one convolution of the inputs with the cotangents, `pullback`.
+    """
+
+    def pullback(self, xs, weights, gs, params):
+        def correlated(xs, weights, gs):
+            gs = gs.astype(jnp.result_type(xs, weights["weight"]))
+            return _gradients(weights, _correlate(xs, gs, weights["weight"].shape, params), gs, params)
+
+        # XLA's own gradient of a convolution is up to a hundred times slower inside a loop on CPU.
+        plain = functools.partial(super().pullback, params=params)
+        return jax.lax.platform_dependent(xs, dict(weights), gs, cpu=correlated, default=plain)
+
+    def init(self, x, weights, y, num_states, params, dtype):
+        *places, outputs = jax.eval_shape(lambda y: _align(y, 0, params), y).shape
+        size = math.prod(weights["weight"].shape[i] for i in params["dimension_numbers"].rhs_spec[1:])
+        shapes = {"weight": (*places, size, outputs), "bias": y.shape}
+        return {name: jnp.zeros((num_states, *shapes[name]), dtype) for name in weights}
+
+    def accumulate(self, xs, factors, weights, params):
+        patches = in_precision_of(factors, _patches(xs, weights["weight"].shape, params))
+        aligned = _align(factors, 2, params)
+        trace = {"weight": jax.vmap(lambda f: jnp.einsum("tpgm,tpgo->pgmo", patches, f), in_axes=1)(aligned)}
+        return trace | {"bias": factors.sum(0)} if "bias" in weights else trace
+
+    def decay(self, trace, blocks, params):
+        aligned = {"weight": _align(blocks, 2, params)[..., None, :], "bias": blocks}
+        return {name: mix(aligned[name], old).astype(old.dtype) for name, old in trace.items()}
+
+    def contract(self, trace, signal, weights, params):
+        total = sum_leading(mix(_align(signal, 1, params)[None, ..., None, :], trace["weight"])[0], 1)
+        terms = mix(signal[None], trace["bias"])[0] if "bias" in weights else None
+        return _gradients(weights, total, terms, params)
+
+
+def _gradients(weights, total, terms, params):
+    """Gradients from the kernel's (groups, M, O/groups) and the bias' terms (..., *y)."""
+    kernel = weights["weight"]
+    grads = {"weight": cast_like(_to_kernel(total, kernel.shape, params), kernel)}
+    if "bias" in weights:
+        bias = weights["bias"]
+        wide = next((i for i, size in enumerate(bias.shape) if size > 1), bias.ndim)
+        summed = sum_leading(terms, terms.ndim - bias.ndim + wide)
+        ones = tuple(i - wide for i in range(wide, bias.ndim) if bias.shape[i] == 1)
+        grads["bias"] = cast_like(summed.sum(ones).reshape(bias.shape), bias)
+    return grads
+
+
+def _align(values, front, params):
+    """Values (*front, *y) as (*front, positions, groups, O/groups)."""
+    groups = params["feature_group_count"] * params["batch_group_count"]
+    spec = params["dimension_numbers"].out_spec
+    values = jnp.moveaxis(values, spec[1] - len(spec), -1)
+    *places, channels = values.shape[front:]
+    return values.reshape(*values.shape[:front], math.prod(places), groups, channels // groups)
+
+
+def _patches(xs, kernel_shape, params):
+    """Inputs (T, *x) as (T, positions, groups, M): what each output position sees."""
+    numbers, features = params["dimension_numbers"], params["feature_group_count"]
+    rank = len(kernel_shape) - 1
+    lead, sample = xs.shape[:-rank], xs.shape[-rank:]
+    patches = jax.lax.conv_general_dilated_patches(
+        xs.reshape(math.prod(lead), *sample),
+        tuple(kernel_shape[i] for i in numbers.rhs_spec[2:]),
+        params["strides"],
+        params["padding"],
+        lhs_dilation=params["lhs_dilation"],
+        rhs_dilation=params["rhs_dilation"],
+        dimension_numbers=numbers,
+    )
+    patches = jnp.moveaxis(patches, numbers.out_spec[1], -1)
+    places, size = math.prod(patches.shape[1:-1]), patches.shape[-1] // features
+    batches = params["batch_group_count"]
+    outer, samples = (lead[1:-1], lead[-1] // batches) if batches > 1 else (lead[1:], 1)
+    patches = patches.reshape(lead[0], math.prod(outer), batches, samples, places, features, size)
+    positions = math.prod(outer) * samples * places
+    return jnp.moveaxis(patches, 2, 4).reshape(lead[0], positions, batches * features, size)
+
+
+def _to_kernel(total, kernel_shape, params):
+    """Gradient (groups, M, O/groups) in the layout of the kernel."""
+    spec = params["dimension_numbers"].rhs_spec
+    channels, *rest = (kernel_shape[i] for i in spec)
+    ordered = jnp.moveaxis(total, 1, 2).reshape(channels, *rest)
+    return ordered.transpose([spec.index(i) for i in range(len(spec))])
+
+
+def _correlate(xs, gs, kernel_shape, params):
+    """Gradient (groups, M, O/groups) of the kernel: ``sum_p x[p · stride + k · dilation - low] · g[p]``.
+
+    One convolution per group, in the layout that XLA has a fast path for on CPU: channels as samples, samples as
+    channels, cotangents as kernel.
+    """
+    numbers, features, batches = params["dimension_numbers"], params["feature_group_count"], params["batch_group_count"]
+    rank, spatial = len(kernel_shape), len(kernel_shape) - 2
+    rest, size = xs.shape[1 - rank :], xs.shape[-rank] // batches
+    steps = math.prod(xs.shape[:-rank])
+    channel, *places = (i + 2 for i in numbers.lhs_spec[1:])
+    x = xs.reshape(steps, batches, size, *rest).transpose(1, channel, *places, 0, 2)
+    x = x.reshape(batches * features, x.shape[1] // features, *x.shape[2:-2], steps * size)
+    dilation = [(0, 0, step - 1) for step in params["lhs_dilation"]]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 2 + dilation + [(0, 0, 0)]).astype(gs.dtype)
+
+    channel, *places = (i + 1 for i in numbers.out_spec[1:])
+    g = gs.reshape(steps, size, *gs.shape[1 - rank :]).transpose(*places, 0, 1, channel)
+    g = jnp.moveaxis(g.reshape(*g.shape[:spatial], steps * size, len(x), g.shape[-1] // len(x)), -2, 0)
+
+    window = _extent([kernel_shape[i] for i in numbers.rhs_spec[2:]], params["rhs_dilation"])
+    pads = params["padding"]
+    if isinstance(pads, str):
+        pads = jax.lax.padtype_to_pads(x.shape[2:-1], window, params["strides"], pads)
+    outputs = _extent(g.shape[1 : spatial + 1], params["strides"])
+    ends = zip(pads, window, outputs, x.shape[2:-1], strict=True)
+    padding = [(low, seen + size - given - low - 1) for (low, _), size, seen, given in ends]
+    axes = tuple(range(1, spatial + 1))
+    as_given = (0, spatial + 1, *axes)
+    layout = as_given, (spatial + 1, spatial, *range(spatial)), as_given
+
+    def one(pair):
+        return jax.lax.conv_general_dilated(
+            *pair,
+            window_strides=params["rhs_dilation"],
+            padding=padding,
+            rhs_dilation=params["strides"],
+            dimension_numbers=ConvDimensionNumbers(*layout),
+        )
+
+    total = one((x[0], g[0]))[None] if len(x) == 1 else jax.lax.map(one, (x, g))
+    return total.reshape(len(x), -1, total.shape[-1])
+
+
+def _extent(sizes, steps):
+    """Length that `sizes` elements `steps` apart span, per axis."""
+    return [(size - 1) * step + 1 for size, step in zip(sizes, steps, strict=True)]
