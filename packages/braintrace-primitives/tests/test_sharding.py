@@ -87,6 +87,12 @@ for name, (operation, x, weights) in operations.items():
         close(f"{name} jit", jax.jit(run)(*placed), want)
         mapped = jax.shard_map(run, in_specs=specs, out_specs=P())
         close(f"{name} shard_map", jax.jit(mapped)(xs, factors, blocks, weights), want)
+    with mesh(AxisType.Explicit):
+        placed = [jax.device_put(a, s) for a, s in zip((xs, factors, blocks, weights), specs)]
+        close(f"{name} explicit", jax.jit(run)(*placed), want)
+        trace = jax.eval_shape(lambda *a: spec.trace_rule.accumulate(*a, params), placed[0], placed[1], placed[3])
+        for leaf in jax.tree.leaves(trace):
+            assert leaf.sharding.spec[1] == "batch", (name, leaf)
 """
 
 

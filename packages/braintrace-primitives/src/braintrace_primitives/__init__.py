@@ -87,9 +87,8 @@ Sharp edges
 * `conv` carries one input patch per output position, `embedding` a table per sample. Within a window neither
   exists.
 * The pattern of `sparse_matmul` is static: a new pattern is a new compilation.
-* On meshes with `AxisType.Explicit` the operations work; of the trace rules only those of products (dense, grouped,
-  einsum, LoRA) do. With automatic axes and in ``shard_map`` all work, and gradients are summed where the weight is
-  replicated.
+* Operations and trace rules work on meshes with automatic and with explicit axes and in ``shard_map``; gradients have
+  the sharding of their weight and are summed where it is replicated.
 """
 
 from ._errors import BraintraceError as BraintraceError

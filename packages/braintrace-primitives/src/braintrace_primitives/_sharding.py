@@ -1,6 +1,6 @@
 """Sharding of results: explicit mesh axes, and manual ones inside ``shard_map``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,8 +19,14 @@ def explicit_spec(array: Any) -> PartitionSpec | None:
     return None if sharding is None else PartitionSpec(*sharding.spec, *(None,) * (array.ndim - len(sharding.spec)))
 
 
-def in_auto_axes(function: Callable[..., Any], out_spec: PartitionSpec | None, *operands: Any) -> Any:
-    """``function(*operands)``; with an `out_spec`, XLA shards the inside and the result has that sharding."""
+def explicit_specs(arrays: Mapping[str, Any]) -> dict[str, PartitionSpec] | None:
+    """`explicit_spec` of every array, None where the mesh has no explicit axes."""
+    specs = {name: explicit_spec(array) for name, array in arrays.items()}
+    return None if None in specs.values() else specs
+
+
+def in_auto_axes(function: Callable[..., Any], out_spec: Any, *operands: Any) -> Any:
+    """``function(*operands)``; with an `out_spec` (or several), XLA shards the inside, and the result like that."""
     if out_spec is None:
         return function(*operands)
     return jax.sharding.auto_axes(function, out_sharding=out_spec)(*operands)

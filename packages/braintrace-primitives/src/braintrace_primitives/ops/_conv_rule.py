@@ -6,7 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.lax import ConvDimensionNumbers
+from jax.sharding import PartitionSpec
 
+from braintrace_primitives._sharding import explicit_spec, explicit_specs, in_auto_axes
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
 
@@ -19,13 +21,17 @@ class ConvTraceRule(TraceRule):
     """
 
     def pullback(self, xs, weights, gs, params):
+        plain = functools.partial(super().pullback, params=params)
+
         def correlated(xs, weights, gs):
             gs = gs.astype(jnp.result_type(xs, weights["weight"]))
             return _gradients(weights, _correlate(xs, gs, weights["weight"].shape, params), gs, params)
 
-        # XLA's own gradient of a convolution is up to a hundred times slower inside a loop on CPU.
-        plain = functools.partial(super().pullback, params=params)
-        return jax.lax.platform_dependent(xs, dict(weights), gs, cpu=correlated, default=plain)
+        def by_platform(xs, weights, gs):
+            # XLA's own gradient of a convolution is up to a hundred times slower inside a loop on CPU.
+            return jax.lax.platform_dependent(xs, weights, gs, cpu=correlated, default=plain)
+
+        return in_auto_axes(by_platform, explicit_specs(weights), xs, dict(weights), gs)
 
     def init(self, x, weights, y, num_states, params, dtype):
         *places, outputs = jax.eval_shape(lambda y: _align(y, 0, params), y).shape
@@ -34,19 +40,30 @@ class ConvTraceRule(TraceRule):
         return {name: jnp.zeros((num_states, *shapes[name]), dtype) for name in weights}
 
     def accumulate(self, xs, factors, weights, params):
-        patches = in_precision_of(factors, _patches(xs, weights["weight"].shape, params))
-        aligned = _align(factors, 2, params)
-        trace = {"weight": jax.vmap(lambda f: jnp.einsum("tpgm,tpgo->pgmo", patches, f), in_axes=1)(aligned)}
+        kernel_shape = weights["weight"].shape
+
+        def by_patch(xs, factors):
+            patches = in_precision_of(factors, _patches(xs, kernel_shape, params))
+            aligned = _align(factors, 2, params)
+            return jax.vmap(lambda f: jnp.einsum("tpgm,tpgo->pgmo", patches, f), in_axes=1)(aligned)
+
+        trace = {"weight": in_auto_axes(by_patch, _trace_spec(factors, params), xs, factors)}
         return trace | {"bias": factors.sum(0)} if "bias" in weights else trace
 
     def decay(self, trace, blocks, params):
-        aligned = {"weight": _align(blocks, 2, params)[..., None, :], "bias": blocks}
-        return {name: mix(aligned[name], old).astype(old.dtype) for name, old in trace.items()}
+        def by_position(trace, blocks):
+            aligned = {"weight": _align(blocks, 2, params)[..., None, :], "bias": blocks}
+            return {name: mix(aligned[name], old).astype(old.dtype) for name, old in trace.items()}
+
+        return in_auto_axes(by_position, explicit_specs(trace), trace, blocks)
 
     def contract(self, trace, signal, weights, params):
-        total = sum_leading(mix(_align(signal, 1, params)[None, ..., None, :], trace["weight"])[0], 1)
-        terms = mix(signal[None], trace["bias"])[0] if "bias" in weights else None
-        return _gradients(weights, total, terms, params)
+        def over_positions(trace, signal, weights):
+            total = sum_leading(mix(_align(signal, 1, params)[None, ..., None, :], trace["weight"])[0], 1)
+            terms = mix(signal[None], trace["bias"])[0] if "bias" in weights else None
+            return _gradients(weights, total, terms, params)
+
+        return in_auto_axes(over_positions, explicit_specs(weights), trace, signal, dict(weights))
 
 
 def _gradients(weights, total, terms, params):
@@ -62,11 +79,30 @@ def _gradients(weights, total, terms, params):
     return grads
 
 
+def _trace_spec(factors, params):
+    """Sharding of the kernel's trace: positions like their first axis, outputs like the channels."""
+    spec = explicit_spec(factors)
+    if spec is None:
+        return None
+    *places, channels = _channels_last(spec[2:], params)
+    return PartitionSpec(spec[1], places[0], None, None, channels if _groups(params) == 1 else None)
+
+
+def _groups(params):
+    return params["feature_group_count"] * params["batch_group_count"]
+
+
+def _channels_last(axes, params):
+    """One entry per axis of the output, that of the channels moved to the end."""
+    spec = params["dimension_numbers"].out_spec
+    channel = len(axes) + spec[1] - len(spec)
+    return *axes[:channel], *axes[channel + 1 :], axes[channel]
+
+
 def _align(values, front, params):
     """Values (*front, *y) as (*front, positions, groups, O/groups)."""
-    groups = params["feature_group_count"] * params["batch_group_count"]
-    spec = params["dimension_numbers"].out_spec
-    values = jnp.moveaxis(values, spec[1] - len(spec), -1)
+    order = _channels_last(tuple(range(front, values.ndim)), params)
+    values, groups = values.transpose(*range(front), *order), _groups(params)
     *places, channels = values.shape[front:]
     return values.reshape(*values.shape[:front], math.prod(places), groups, channels // groups)
 

@@ -32,10 +32,16 @@ class EmbeddingTraceRule(TraceRule):
     def accumulate(self, xs, factors, weights, params):
         rows, features = weights["weight"].shape
         times, states, samples = *factors.shape[:2], xs[0].size
-        values = jnp.moveaxis(factors, 1, 0).reshape(states, times, samples, features)
-        table = jnp.zeros((states, samples, rows, features), factors.dtype)
-        table = table.at[:, jnp.arange(samples), xs.reshape(times, samples)].add(values)
-        return {"weight": table.reshape(states, *xs.shape[1:], rows, features)}
+
+        def table(xs, factors):
+            values = jnp.moveaxis(factors, 1, 0).reshape(states, times, samples, features)
+            zeros = jnp.zeros((states, samples, rows, features), factors.dtype)
+            filled = zeros.at[:, jnp.arange(samples), xs.reshape(times, samples)].add(values)
+            return filled.reshape(states, *xs.shape[1:], rows, features)
+
+        spec = explicit_spec(factors)
+        out_spec = None if spec is None else PartitionSpec(*spec[1:-1], None, spec[-1])
+        return {"weight": in_auto_axes(table, out_spec, xs, factors)}
 
     def decay(self, trace, blocks, params):
         old = trace["weight"]

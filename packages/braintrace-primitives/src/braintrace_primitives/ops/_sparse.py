@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from braintrace_primitives._primitive import register_primitive, trainables_with_bias
-from braintrace_primitives._sharding import explicit_spec, in_auto_axes
+from braintrace_primitives._sharding import explicit_spec, explicit_specs, in_auto_axes
 from braintrace_primitives._sparsity import SparsityPattern
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
@@ -26,17 +26,8 @@ class SparseTraceRule(TraceRule):
     """Trace (S, ..., nnz): entry k belongs to output ``cols[k]`` and is fed by input ``rows[k]``."""
 
     def pullback(self, xs, weights, gs, params):
-        pattern, data = params["sparse_mat"], weights["weight"]
-        gs = gs.astype(jnp.result_type(xs, *weights.values()))
-        flat_x, flat_g = (a.reshape(len(a), math.prod(a.shape[1:-1]), a.shape[-1]) for a in (xs, gs))
-        if pattern.nnz >= _DENSE_SHARE * pattern.shape[0] * pattern.shape[1]:
-            grad = jnp.einsum("tbi,tbo->io", flat_x, flat_g)[pattern.rows, pattern.cols]
-        else:
-            grad = _over_time(lambda x, g: (x.T[pattern.rows] * g.T[pattern.cols]).sum(1), flat_x, flat_g)
-        grads = {"weight": cast_like(grad, data)}
-        if params["has_bias"]:
-            grads["bias"] = cast_like(flat_g.sum((0, 1)), weights["bias"])
-        return grads
+        gradients = functools.partial(_gradients, params=params)
+        return in_auto_axes(gradients, explicit_specs(weights), xs, dict(weights), gs)
 
     def init(self, x, weights, y, num_states, params, dtype):
         shapes = {"weight": (*y.shape[:-1], params["sparse_mat"].nnz), "bias": y.shape}
@@ -59,6 +50,20 @@ class SparseTraceRule(TraceRule):
             return cast_like(sum_leading(terms, terms.ndim - 1), w)
 
         return {name: gradient(name, w) for name, w in weights.items()}
+
+
+def _gradients(xs, weights, gs, params):
+    pattern, data = params["sparse_mat"], weights["weight"]
+    gs = gs.astype(jnp.result_type(xs, *weights.values()))
+    flat_x, flat_g = (a.reshape(len(a), math.prod(a.shape[1:-1]), a.shape[-1]) for a in (xs, gs))
+    if pattern.nnz >= _DENSE_SHARE * pattern.shape[0] * pattern.shape[1]:
+        grad = jnp.einsum("tbi,tbo->io", flat_x, flat_g)[pattern.rows, pattern.cols]
+    else:
+        grad = _over_time(lambda x, g: (x.T[pattern.rows] * g.T[pattern.cols]).sum(1), flat_x, flat_g)
+    grads = {"weight": cast_like(grad, data)}
+    if params["has_bias"]:
+        grads["bias"] = cast_like(flat_g.sum((0, 1)), weights["bias"])
+    return grads
 
 
 def _over_time(term, xs, gs):
