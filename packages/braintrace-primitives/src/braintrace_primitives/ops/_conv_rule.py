@@ -28,7 +28,10 @@ class ConvTraceRule(TraceRule):
             return _gradients(weights, _correlate(xs, gs, weights["weight"].shape, params), gs, params)
 
         def by_platform(xs, weights, gs):
-            # XLA's own gradient of a convolution is up to a hundred times slower inside a loop on CPU.
+            # XLA's own gradient of a convolution is up to a hundred times slower inside a loop on CPU, except for
+            # strides over three axes.
+            if len(params["strides"]) == 3 and max(params["strides"] + params["lhs_dilation"]) > 1:
+                return plain(xs, weights, gs)
             return jax.lax.platform_dependent(xs, weights, gs, cpu=correlated, default=plain)
 
         return in_auto_axes(by_platform, explicit_specs(weights), xs, dict(weights), gs)

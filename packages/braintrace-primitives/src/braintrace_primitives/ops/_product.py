@@ -4,7 +4,6 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from braintrace_primitives._sharding import explicit_sharding
@@ -93,8 +92,8 @@ def outer(equation: Equation, xs: Any, factors: Any) -> Any:
     t, *rest = equation.spare()
     lead = "".join(rest[: xs.ndim - 1 - len(equation.x)])
     subscripts = f"{t}{lead}{equation.x},{t}{lead}{equation.y}->{lead}{equation.layout()}"
-    # Mapping over states keeps the time axis of the contraction adjacent: several times faster on CPU.
-    return jax.vmap(lambda factor: jnp.einsum(subscripts, xs, factor), in_axes=1)(factors)
+    # One contraction per state is faster than one over all: the factors of a state stay as they lie.
+    return jnp.stack([jnp.einsum(subscripts, xs, factors[:, s]) for s in range(factors.shape[1])])
 
 
 def align(equation: Equation, values: Any) -> Any:
