@@ -13,6 +13,7 @@ With signals q^t = dl^t/dh^{t-1} the last step has none behind it, l = 0. Signal
 are the same thing one step later: q^t = L^{t-1}, q^1 = 0 and l = L^K.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,8 +30,8 @@ def state_signals(L: Any) -> tuple[Any, Any]:
     return jnp.concatenate([jnp.zeros_like(L[:1]), L[:-1]]), L[-1]
 
 
-def backwards(D: Any, q: Any, l: Any) -> tuple[Any, Any]:
-    """M^t for t = 1 ... K, of shape (K, S + 1, S, *positions), and M^0.
+def backwards(D: Any, q: Any, l: Any, emit: Callable[[Any, Any], Any], beside: Any) -> tuple[Any, Any]:
+    """What `emit` makes of M^t for t = 1 ... K, with a leading time axis, and M^0.
 
     Parameters
     ----------
@@ -38,18 +39,26 @@ def backwards(D: Any, q: Any, l: Any) -> tuple[Any, Any]:
         None where nothing is remembered, D = 0.
     q : array (K, S, *positions)
     l : array (S, *positions)
+    emit : callable
+        ``emit(M, beside of the same step)`` with M of shape (S + 1, S, *positions).
+    beside : pytree
+        Of arrays with a leading axis of K.
+
+    Returns
+    -------
+    pytree, array (S + 1, S, *positions)
     """
     S, positions = l.shape[0], l.shape[1:]
     eye = jnp.eye(S, dtype=l.dtype).reshape(S, S, *(1,) * len(positions))
     last = jnp.concatenate([l[None], jnp.broadcast_to(eye, (S, S, *positions))])
     if D is None:
         rows = jnp.concatenate([q[:, None], jnp.zeros((q.shape[0], S, S, *positions), l.dtype)], axis=1)
-        return jnp.concatenate([rows[1:], last[None]]), rows[0]
+        return jax.vmap(emit)(jnp.concatenate([rows[1:], last[None]]), beside), rows[0]
 
     def back(M, step):
-        D, q = step
+        D, q, beside = step
         before = sum(M[:, s, None] * D[s] for s in range(S))
-        return before.at[0].add(q), M
+        return before.at[0].add(q), emit(M, beside)
 
-    M0, M = jax.lax.scan(back, last, (D, q), reverse=True)
-    return M, M0
+    M0, emitted = jax.lax.scan(back, last, (D, q, beside), reverse=True)
+    return emitted, M0

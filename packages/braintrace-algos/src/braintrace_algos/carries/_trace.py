@@ -77,16 +77,15 @@ class TraceCarry(Carry):
         g = [jnp.zeros_like(b) if k in driving else b for k, b in enumerate(window.b)]
         P, PF, signals = {}, {}, {}
         for index in plan.traced:
-            q, l = self._signals(plan, window, index)
-            M, M0 = backwards(tape.D.get(index), q, l)
+            own = [c for c in plan.couplings if c.group == index]
+            R, M0 = _received(own, tape, index, *self._signals(plan, window, index))
             signals[index] = M0[0] if entry is None else entry[index]
             if index in tape.D:
                 P[index] = M0[1:]
-            for c in (c for c in plan.couplings if c.group == index):
-                R = _through_F(c, M, tape.F[c.key])
-                PF[c.key] = R[:, 1:]
+            for c in own:
+                PF[c.key] = R[c.key][:, 1:]
                 if entry is None:
-                    sent = collect(c.feed, R[:, 0], plan.operations[c.operation].y_var.aval.shape)
+                    sent = collect(c.feed, R[c.key][:, 0], plan.operations[c.operation].y_var.aval.shape)
                     g[c.operation] = g[c.operation] + sent.astype(g[c.operation].dtype)
         past = self.entry_gradient(plan, carry, signals, weights)
         return Folded(list(tape.x), g, past, self._exit(plan, carry, P, PF, tape.x, weights))
@@ -137,10 +136,27 @@ class TraceCarry(Carry):
         }
 
 
+def _received(own: Sequence[Coupling], tape: Derivatives, index: int, q: Any, l: Any) -> tuple[dict[str, Any], Any]:
+    """M^t F^t at the elements of each coupling of a group, (K, S + 1, *elements), and M^0.
+
+    They are made inside the recursion or after it, whichever keeps fewer numbers: S + 1 for each coupling, or
+    (S + 1) S for the rows of M.
+    """
+    F = {c.key: tape.F[c.key] for c in own}
+
+    def through(M, F):
+        return {c.key: _through_F(c, M, F[c.key]) for c in own}
+
+    if len(own) <= l.shape[0]:
+        return backwards(tape.D.get(index), q, l, through, F)
+    M, M0 = backwards(tape.D.get(index), q, l, lambda M, _: M, None)
+    return jax.vmap(through)(M, F), M0
+
+
 def _through_F(c: Coupling, M: Any, F: Any) -> Any:
-    """M^t F^t at the elements that carry the trace: (K, S + 1, *elements)."""
-    at = spread(c.feed, M, 3)
-    return sum(at[:, :, s] * F[:, None, s] for s in range(F.shape[1]))
+    """M F at the elements that carry the trace: (S + 1, *elements)."""
+    at = spread(c.feed, M, 2)
+    return sum(at[:, s] * F[s] for s in range(F.shape[0]))
 
 
 def _exit_one(
