@@ -62,6 +62,11 @@ CELLS = {
     "CFN": cell(nn.CFNCell, "Wf", "Wi", "Wh"),
     "LSTM": cell(nn.LSTMCell, "Wi", "Wg", "Wf", "Wo"),
     "URLSTM": cell(nn.URLSTMCell, "Wu", "Wf", "Wr", "Wo", "bias"),
+    "GRU, fused": Model(lambda: nn.GRUCell(I, H, fused=True), {"gates": {MIXING, CROSSING}, "Wh": {MIXING}}),
+    "LSTM, fused": Model(lambda: nn.LSTMCell(I, H, fused=True), {"gates": {MIXING}}),
+    "URLSTM, fused": Model(lambda: nn.URLSTMCell(I, H, fused=True), {"gates": {MIXING}, "bias": {MIXING}}),
+    "CFN, fused": Model(lambda: nn.CFNCell(I, H, fused=True), {"gates": {MIXING}, "Wh": {MIXING}}),
+    "MiniLSTM, fused": Model(lambda: nn.MiniLSTM(I, H, fused=True), {"gates": {MIXING}, "W_x": {MIXING}}),
     "minimal": cell(nn.MinimalRNNCell, "W_u", phi={MIXING, CROSSING}),
     "MiniGRU": cell(nn.MiniGRU, "W_x", "W_z"),
     "MiniLSTM": cell(nn.MiniLSTM, "W_x", "W_f", "W_i"),
@@ -107,12 +112,14 @@ def example(layer):
     return jnp.asarray(rng.normal(size=(T, B, *layer.in_size)))
 
 
-def gradients(name, algorithm, **options):
-    """A learner and its gradient of a quadratic loss over the sequence."""
+def gradients(name, algorithm, source=None, **options):
+    """A learner and its gradient of a quadratic loss over the sequence; parameters are random, or those of `source`."""
     model = MODELS[name].make()
     rng = np.random.default_rng(3)
     for state in model.states(brainstate.ParamState).values():
         state.value = jax.tree.map(lambda v: jnp.asarray(0.8 * rng.normal(size=v.shape)), state.value)
+    if source is not None:
+        nn.load_parameters(model, source.param_states)
     xs = example(getattr(model, "layer", model))
     learner = braintrace.compile(model, algorithm, xs[0], batch_size=B, **options)
     grads = learner.etrace_grad(xs, step_fn=lambda x: ((learner(x) - 0.7) ** 2).mean())
@@ -139,6 +146,17 @@ def test_certificate_tells_what_bptt_adds(name):
         assert max(relative_error(strict[k], full[k]) for k in full) > 0.01
     else:
         assert_close(strict, full)
+
+
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+def test_fused_gates_learn_as_separate_ones(name):
+    fused, joined = gradients(f"{name}, fused", "d_rtrl")
+    _, separate = gradients(name, "d_rtrl", fused)
+    assert len(fused.graph.hidden_param_op_relations) == (2 if name == "GRU" else 1)
+    model = MODELS[name].make()
+    gates = [separate.pop(f"{gate}.weight") for gate in model.gate_names]
+    expected = separate | {"gates.weight": jax.tree.map(lambda *leaves: jnp.concatenate(leaves, -1), *gates)}
+    assert_close(joined, expected)
 
 
 @pytest.mark.slow

@@ -57,7 +57,9 @@ from brainstate.nn import Unflatten as Unflatten
 from braintrace_primitives._jax_compat import hide_frames
 
 from ._cells import CFNCell as CFNCell
+from ._cells import GatedCell as GatedCell
 from ._cells import GRUCell as GRUCell
+from ._cells import LinearCandidateCell as LinearCandidateCell
 from ._cells import LRUCell as LRUCell
 from ._cells import LSTMCell as LSTMCell
 from ._cells import MGUCell as MGUCell
@@ -85,7 +87,9 @@ from ._errors import ConfigurationError as ConfigurationError
 from ._errors import InputShapeError as InputShapeError
 from ._errors import InputTypeError as InputTypeError
 from ._errors import MissingStateError as MissingStateError
+from ._errors import ParameterMismatchError as ParameterMismatchError
 from ._linear import Linear as Linear
+from ._load import load_parameters as load_parameters
 from ._nir import LI as LI
 from ._nir import LIF as LIF
 from ._nir import CubaLI as CubaLI

@@ -1,5 +1,7 @@
 """Errors of layers and cells."""
 
+from collections.abc import Iterable, Mapping
+
 from braintrace_primitives._errors import BraintraceError
 
 
@@ -25,3 +27,35 @@ class MissingStateError(BraintraceError, RuntimeError):
     """A module was used, or reset, before ``init_state`` gave it its hidden states."""
 
     code = "BT304"
+
+
+class ParameterMismatchError(BraintraceError, ValueError):
+    """Saved parameters are not those of the model.
+
+    Attributes
+    ----------
+    missing, unexpected : tuple of str
+        Paths that only the model has, and that only the saved parameters have.
+    mismatched : dict
+        What is wrong with the value, by path.
+    """
+
+    code = "BT305"
+
+    def __init__(
+        self,
+        missing: Iterable[tuple[str, ...]],
+        unexpected: Iterable[tuple[str, ...]],
+        mismatched: Mapping[tuple[str, ...], str],
+    ):
+        self.missing, self.unexpected = (tuple(map(".".join, paths)) for paths in (missing, unexpected))
+        self.mismatched = {".".join(path): reason for path, reason in mismatched.items()}
+        lines = [f"missing: {path}" for path in self.missing]
+        lines += [f"unexpected: {path}" for path in self.unexpected]
+        lines += [f"mismatched: {path}, {reason}" for path, reason in self.mismatched.items()]
+        super().__init__(
+            "The saved parameters are not those of the model.",
+            found="\n".join(lines),
+            expected="a value of the right shape for every parameter, and no other",
+            fix="build the model with the sizes and options of the saved one, or rename or leave out what differs",
+        )

@@ -1,3 +1,4 @@
+from ._base import GatedCell as GatedCell
 from ._base import RecurrentCell as RecurrentCell
 from ._cfn import CFNCell as CFNCell
 from ._gru import GRUCell as GRUCell
@@ -5,6 +6,7 @@ from ._gru import MGUCell as MGUCell
 from ._lru import LRUCell as LRUCell
 from ._lstm import LSTMCell as LSTMCell
 from ._lstm import URLSTMCell as URLSTMCell
+from ._minimal import LinearCandidateCell as LinearCandidateCell
 from ._minimal import MiniGRU as MiniGRU
 from ._minimal import MiniLSTM as MiniLSTM
 from ._minimal import MinimalRNNCell as MinimalRNNCell

@@ -1,18 +1,16 @@
 """The chaos-free network."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import brainstate
 from jax.nn import sigmoid
 
-from braintrace_nn._init import ORTHOGONAL, ZEROS, Initializer, Size, activation_function
+from braintrace_nn._init import Initializer
 from braintrace_nn._linear import Linear
 
-from ._base import RecurrentCell, concat
+from ._base import GatedCell
 
 
-class CFNCell(RecurrentCell):
+class CFNCell(GatedCell):
     r"""Chaos-free network (Laurent and von Brecht 2016).
 
     .. math::
@@ -26,15 +24,8 @@ class CFNCell(RecurrentCell):
 
     Parameters
     ----------
-    in_size, out_size : int or tuple of int
-        Numbers of input features I and units O.
-    w_init, b_init : callable, array or number
-        Initial weights and biases. Orthogonal and zero by default.
-    state_init : callable, array or number
-        Initial hidden state. Zero by default.
-    activation : str or callable
-        :math:`\phi`, "tanh" by default.
-    name : str, optional
+    in_size, out_size, w_init, b_init, state_init, activation, name, fused
+        As in `GatedCell`; weights are orthogonal by default.
 
     Attributes
     ----------
@@ -58,29 +49,15 @@ class CFNCell(RecurrentCell):
     (2, 3)
     """
 
-    h: brainstate.HiddenState
+    gate_names: ClassVar[tuple[str, ...]] = ("Wf", "Wi")
 
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = ORTHOGONAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        activation: str | Callable = "tanh",
-        name: str | None = None,
-    ):
-        super().__init__(in_size, out_size, state_init=state_init, name=name)
-        self.activation = activation_function(activation)
-        self.Wf = self.gate(w_init, b_init)
-        self.Wi = self.gate(w_init, b_init)
+    def make_others(self, w_init: Initializer, b_init: Initializer | None) -> None:
+        """The input."""
         self.Wh = Linear(self.in_size, self.out_size, w_init, b_init)
 
     def update(self, x: Any) -> Any:
         """Advance by one step; `x` has shape (I,) or (B, I), the returned state (O,) or (B, O)."""
         x, h = self.read(x)
-        xh = concat(x, h)
-        f = sigmoid(self.Wf(xh))
-        i = sigmoid(self.Wi(xh))
+        f, i = map(sigmoid, self.gates_of(x, h))
         self.h.value = f * self.activation(h) + i * self.activation(self.Wh(x))
         return self.h.value

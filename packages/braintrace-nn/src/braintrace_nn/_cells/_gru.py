@@ -1,17 +1,16 @@
 """Gated recurrent units."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import brainstate
 from jax.nn import sigmoid
 
-from braintrace_nn._init import ORTHOGONAL, ZEROS, Initializer, Size, activation_function
+from braintrace_nn._init import Initializer
+from braintrace_nn._linear import Linear
 
-from ._base import RecurrentCell, concat
+from ._base import GatedCell, concat
 
 
-class GRUCell(RecurrentCell):
+class GRUCell(GatedCell):
     r"""Gated recurrent unit (Cho et al. 2014).
 
     .. math::
@@ -27,15 +26,8 @@ class GRUCell(RecurrentCell):
 
     Parameters
     ----------
-    in_size, out_size : int or tuple of int
-        Numbers of input features I and units O.
-    w_init, b_init : callable, array or number
-        Initial weights, shape (I + O, O), and biases, shape (O,). Orthogonal and zero by default.
-    state_init : callable, array or number
-        Initial hidden state. Zero by default.
-    activation : str or callable
-        :math:`\phi`, "tanh" by default.
-    name : str, optional
+    in_size, out_size, w_init, b_init, state_init, activation, name, fused
+        As in `GatedCell`; weights are orthogonal by default.
 
     Attributes
     ----------
@@ -58,36 +50,22 @@ class GRUCell(RecurrentCell):
     (2, 3)
     """
 
-    h: brainstate.HiddenState
+    gate_names: ClassVar[tuple[str, ...]] = ("Wz", "Wr")
 
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = ORTHOGONAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        activation: str | Callable = "tanh",
-        name: str | None = None,
-    ):
-        super().__init__(in_size, out_size, state_init=state_init, name=name)
-        self.activation = activation_function(activation)
-        self.Wz = self.gate(w_init, b_init)
-        self.Wr = self.gate(w_init, b_init)
+    def make_others(self, w_init: Initializer, b_init: Initializer | None) -> None:
+        """The candidate."""
         self.Wh = self.gate(w_init, b_init)
 
     def update(self, x: Any) -> Any:
         """Advance by one step; `x` has shape (I,) or (B, I), the returned state (O,) or (B, O)."""
         x, h = self.read(x)
-        xh = concat(x, h)
-        z = sigmoid(self.Wz(xh))
-        r = sigmoid(self.Wr(xh))
+        z, r = map(sigmoid, self.gates_of(x, h))
         c = self.activation(self.Wh(concat(x, r * h)))
         self.h.value = (1 - z) * h + z * c
         return self.h.value
 
 
-class MGUCell(RecurrentCell):
+class MGUCell(GatedCell):
     r"""Minimal gated unit: a GRU with one gate for both purposes (Zhou et al. 2016).
 
     .. math::
@@ -100,15 +78,8 @@ class MGUCell(RecurrentCell):
 
     Parameters
     ----------
-    in_size, out_size : int or tuple of int
-        Numbers of input features I and units O.
-    w_init, b_init : callable, array or number
-        Initial weights, shape (I + O, O), and biases, shape (O,). Orthogonal and zero by default.
-    state_init : callable, array or number
-        Initial hidden state. Zero by default.
-    activation : str or callable
-        :math:`\phi`, "tanh" by default.
-    name : str, optional
+    in_size, out_size, w_init, b_init, state_init, activation, name, fused
+        As in `GatedCell`; weights are orthogonal by default.
 
     Attributes
     ----------
@@ -131,21 +102,11 @@ class MGUCell(RecurrentCell):
     (3,)
     """
 
-    h: brainstate.HiddenState
+    gate_names: ClassVar[tuple[str, ...]] = ("Wf",)
+    Wf: Linear
 
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = ORTHOGONAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        activation: str | Callable = "tanh",
-        name: str | None = None,
-    ):
-        super().__init__(in_size, out_size, state_init=state_init, name=name)
-        self.activation = activation_function(activation)
-        self.Wf = self.gate(w_init, b_init)
+    def make_others(self, w_init: Initializer, b_init: Initializer | None) -> None:
+        """The candidate."""
         self.Wh = self.gate(w_init, b_init)
 
     def update(self, x: Any) -> Any:

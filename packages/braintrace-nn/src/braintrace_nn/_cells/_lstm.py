@@ -7,13 +7,13 @@ import brainstate
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from braintrace_nn._init import XAVIER_NORMAL, ZEROS, Initializer, Size, activation_function, parameter
+from braintrace_nn._init import XAVIER_NORMAL, ZEROS, Initializer, Size, parameter
 from braintrace_nn._mark import per_position
 
-from ._base import RecurrentCell, concat
+from ._base import GatedCell
 
 
-class LSTMCell(RecurrentCell):
+class LSTMCell(GatedCell):
     r"""Long short-term memory (Hochreiter and Schmidhuber 1997), forget bias 1.
 
     .. math::
@@ -26,15 +26,8 @@ class LSTMCell(RecurrentCell):
 
     Parameters
     ----------
-    in_size, out_size : int or tuple of int
-        Numbers of input features I and units O.
-    w_init, b_init : callable, array or number
-        Initial weights, shape (I + O, O), and biases, shape (O,). Xavier normal and zero by default.
-    state_init : callable, array or number
-        Initial value of both hidden states. Zero by default.
-    activation : str or callable
-        :math:`\phi`, "tanh" by default.
-    name : str, optional
+    in_size, out_size, w_init, b_init, state_init, activation, name, fused
+        As in `GatedCell`; weights are Xavier normal by default.
 
     Attributes
     ----------
@@ -58,38 +51,21 @@ class LSTMCell(RecurrentCell):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("c", "h")
+    gate_names: ClassVar[tuple[str, ...]] = ("Wi", "Wg", "Wf", "Wo")
+    default_weight: ClassVar[Initializer] = XAVIER_NORMAL
     c: brainstate.HiddenState
-    h: brainstate.HiddenState
-
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = XAVIER_NORMAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        activation: str | Callable = "tanh",
-        name: str | None = None,
-    ):
-        super().__init__(in_size, out_size, state_init=state_init, name=name)
-        self.activation = activation_function(activation)
-        self.Wi = self.gate(w_init, b_init)
-        self.Wg = self.gate(w_init, b_init)
-        self.Wf = self.gate(w_init, b_init)
-        self.Wo = self.gate(w_init, b_init)
 
     def update(self, x: Any) -> Any:
         """Advance by one step; `x` has shape (I,) or (B, I), the returned `h` (O,) or (B, O)."""
         x, c, h = self.read(x)
-        xh = concat(x, h)
-        i, g, f, o = self.Wi(xh), self.Wg(xh), self.Wf(xh), self.Wo(xh)
+        i, g, f, o = self.gates_of(x, h)
         c = sigmoid(f + 1.0) * c + sigmoid(i) * self.activation(g)
         h = sigmoid(o) * self.activation(c)
         self.c.value, self.h.value = c, h
         return h
 
 
-class URLSTMCell(RecurrentCell):
+class URLSTMCell(GatedCell):
     r"""LSTM with uniform gate initialisation and refine gates (Gu et al. 2020).
 
     .. math::
@@ -106,15 +82,8 @@ class URLSTMCell(RecurrentCell):
 
     Parameters
     ----------
-    in_size, out_size : int or tuple of int
-        Numbers of input features I and units O.
-    w_init : callable, array or number
-        Initial weights, shape (I + O, O). Xavier normal by default.
-    state_init : callable, array or number
-        Initial value of both hidden states. Zero by default.
-    activation : str or callable
-        :math:`\phi`, "tanh" by default.
-    name : str, optional
+    in_size, out_size, w_init, state_init, activation, name, fused
+        As in `GatedCell`; weights are Xavier normal by default, and the gates have no other bias than `bias`.
 
     Attributes
     ----------
@@ -139,8 +108,8 @@ class URLSTMCell(RecurrentCell):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("c", "h")
+    gate_names: ClassVar[tuple[str, ...]] = ("Wu", "Wf", "Wr", "Wo")
     c: brainstate.HiddenState
-    h: brainstate.HiddenState
 
     def __init__(
         self,
@@ -150,24 +119,24 @@ class URLSTMCell(RecurrentCell):
         state_init: Initializer = ZEROS,
         activation: str | Callable = "tanh",
         name: str | None = None,
+        *,
+        fused: bool = False,
     ):
-        super().__init__(in_size, out_size, state_init=state_init, name=name)
-        self.activation = activation_function(activation)
-        self.Wu = self.gate(w_init, None)
-        self.Wf = self.gate(w_init, None)
-        self.Wr = self.gate(w_init, None)
-        self.Wo = self.gate(w_init, None)
+        super().__init__(in_size, out_size, w_init, None, state_init, activation, name, fused=fused)
+
+    def make_others(self, w_init: Initializer, b_init: Initializer | None) -> None:
+        """The bias of the forget and refine gates."""
         self.bias = brainstate.ParamState(parameter(_uniform_gate_bias, self.state_size[-1:], "bias"))
 
     def update(self, x: Any) -> Any:
         """Advance by one step; `x` has shape (I,) or (B, I), the returned `h` (O,) or (B, O)."""
         x, c, h = self.read(x)
-        xh = concat(x, h)
+        u, f, r, o = self.gates_of(x, h)
         bias = per_position(self.bias.value, c.shape)
-        f, r = sigmoid(self.Wf(xh) + bias), sigmoid(self.Wr(xh) - bias)
+        f, r = sigmoid(f + bias), sigmoid(r - bias)
         g = 2 * r * f + (1 - 2 * r) * f**2
-        c = g * c + (1 - g) * self.activation(self.Wu(xh))
-        h = sigmoid(self.Wo(xh)) * self.activation(c)
+        c = g * c + (1 - g) * self.activation(u)
+        h = sigmoid(o) * self.activation(c)
         self.c.value, self.h.value = c, h
         return h
 

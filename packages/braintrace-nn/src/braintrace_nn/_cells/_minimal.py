@@ -1,9 +1,8 @@
 """Gated linear recurrences: cells whose memory passes through a gate and nothing else."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import brainstate
 from jax.nn import sigmoid
 
 from braintrace_nn._init import ORTHOGONAL, ZEROS, Initializer, Size
@@ -59,8 +58,6 @@ class MinimalRNNCell(RecurrentCell):
     (2, 3)
     """
 
-    h: brainstate.HiddenState
-
     def __init__(
         self,
         in_size: Size,
@@ -85,7 +82,39 @@ class MinimalRNNCell(RecurrentCell):
         return self.h.value
 
 
-class MiniGRU(RecurrentCell):
+class LinearCandidateCell(RecurrentCell):
+    """Base class of gated recurrences whose candidate is a dense layer on the input.
+
+    Parameters
+    ----------
+    in_size, out_size : int or tuple of int
+        Numbers of input features I and units O.
+    w_init, b_init : callable, array or number
+        Initial weights and biases. Orthogonal and zero by default.
+    state_init : callable, array or number
+        Initial hidden state. Zero by default.
+    name : str, optional
+    fused : bool
+        As in `GatedCell`.
+    """
+
+    def __init__(
+        self,
+        in_size: Size,
+        out_size: Size,
+        w_init: Initializer = ORTHOGONAL,
+        b_init: Initializer | None = ZEROS,
+        state_init: Initializer = ZEROS,
+        name: str | None = None,
+        *,
+        fused: bool = False,
+    ):
+        super().__init__(in_size, out_size, state_init=state_init, name=name)
+        self.W_x = Linear(self.in_size, self.out_size, w_init, b_init)
+        self.make_gates(w_init, b_init, fused)
+
+
+class MiniGRU(LinearCandidateCell):
     r"""GRU reduced to one gate and a linear candidate.
 
     .. math::
@@ -97,13 +126,8 @@ class MiniGRU(RecurrentCell):
 
     Parameters
     ----------
-    in_size, out_size : int or tuple of int
-        Numbers of input features I and units O.
-    w_init, b_init : callable, array or number
-        Initial weights and biases. Orthogonal and zero by default.
-    state_init : callable, array or number
-        Initial hidden state. Zero by default.
-    name : str, optional
+    in_size, out_size, w_init, b_init, state_init, name, fused
+        As in `LinearCandidateCell`.
 
     Attributes
     ----------
@@ -128,20 +152,8 @@ class MiniGRU(RecurrentCell):
     (2, 3)
     """
 
-    h: brainstate.HiddenState
-
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = ORTHOGONAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        name: str | None = None,
-    ):
-        super().__init__(in_size, out_size, state_init=state_init, name=name)
-        self.W_x = Linear(self.in_size, self.out_size, w_init, b_init)
-        self.W_z = self.gate(w_init, b_init)
+    gate_names: ClassVar[tuple[str, ...]] = ("W_z",)
+    W_z: Linear
 
     def update(self, x: Any) -> Any:
         """Advance by one step; `x` has shape (I,) or (B, I), the returned state (O,) or (B, O)."""
@@ -151,7 +163,7 @@ class MiniGRU(RecurrentCell):
         return self.h.value
 
 
-class MiniLSTM(RecurrentCell):
+class MiniLSTM(LinearCandidateCell):
     r"""LSTM reduced to a forget gate, an input gate and a linear candidate.
 
     .. math::
@@ -163,13 +175,8 @@ class MiniLSTM(RecurrentCell):
 
     Parameters
     ----------
-    in_size, out_size : int or tuple of int
-        Numbers of input features I and units O.
-    w_init, b_init : callable, array or number
-        Initial weights and biases. Orthogonal and zero by default.
-    state_init : callable, array or number
-        Initial hidden state. Zero by default.
-    name : str, optional
+    in_size, out_size, w_init, b_init, state_init, name, fused
+        As in `LinearCandidateCell`.
 
     Attributes
     ----------
@@ -194,27 +201,11 @@ class MiniLSTM(RecurrentCell):
     (2, 3)
     """
 
-    h: brainstate.HiddenState
-
-    def __init__(
-        self,
-        in_size: Size,
-        out_size: Size,
-        w_init: Initializer = ORTHOGONAL,
-        b_init: Initializer | None = ZEROS,
-        state_init: Initializer = ZEROS,
-        name: str | None = None,
-    ):
-        super().__init__(in_size, out_size, state_init=state_init, name=name)
-        self.W_x = Linear(self.in_size, self.out_size, w_init, b_init)
-        self.W_f = self.gate(w_init, b_init)
-        self.W_i = self.gate(w_init, b_init)
+    gate_names: ClassVar[tuple[str, ...]] = ("W_f", "W_i")
 
     def update(self, x: Any) -> Any:
         """Advance by one step; `x` has shape (I,) or (B, I), the returned state (O,) or (B, O)."""
         x, h = self.read(x)
-        xh = concat(x, h)
-        f = sigmoid(self.W_f(xh))
-        i = sigmoid(self.W_i(xh))
+        f, i = map(sigmoid, self.gates_of(x, h))
         self.h.value = f * h + i * self.W_x(x)
         return self.h.value

@@ -1,16 +1,15 @@
 """The vanilla recurrent cell."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import brainstate
+from braintrace_nn._init import XAVIER_NORMAL, ZEROS, Initializer, Size
+from braintrace_nn._linear import Linear
 
-from braintrace_nn._init import XAVIER_NORMAL, ZEROS, Initializer, Size, activation_function
-
-from ._base import RecurrentCell, concat
+from ._base import GatedCell, concat
 
 
-class ValinaRNNCell(RecurrentCell):
+class ValinaRNNCell(GatedCell):
     r"""Vanilla recurrent cell (Elman 1990).
 
     .. math:: h^t = \phi(W [x^t, h^{t-1}] + b)
@@ -21,15 +20,8 @@ class ValinaRNNCell(RecurrentCell):
 
     Parameters
     ----------
-    in_size, out_size : int or tuple of int
-        Numbers of input features I and units O.
-    state_init : callable, array or number
-        Initial hidden state. Zero by default.
-    w_init, b_init : callable, array or number
-        Initial weight, shape (I + O, O), and bias, shape (O,). Xavier normal and zero by default.
-    activation : str or callable
-        :math:`\phi`, "relu" by default.
-    name : str, optional
+    in_size, out_size, state_init, w_init, b_init, activation, name
+        As in `GatedCell`, in this order; weights are Xavier normal and :math:`\phi` is "relu" by default.
 
     Attributes
     ----------
@@ -51,7 +43,8 @@ class ValinaRNNCell(RecurrentCell):
     (2, 3)
     """
 
-    h: brainstate.HiddenState
+    gate_names: ClassVar[tuple[str, ...]] = ("W",)
+    W: Linear
 
     def __init__(
         self,
@@ -63,9 +56,7 @@ class ValinaRNNCell(RecurrentCell):
         activation: str | Callable = "relu",
         name: str | None = None,
     ):
-        super().__init__(in_size, out_size, state_init=state_init, name=name)
-        self.activation = activation_function(activation)
-        self.W = self.gate(w_init, b_init)
+        super().__init__(in_size, out_size, w_init, b_init, state_init, activation, name)
 
     def update(self, x: Any) -> Any:
         """Advance by one step; `x` has shape (I,) or (B, I), the returned state (O,) or (B, O)."""
