@@ -161,7 +161,7 @@ def test_factors_of_several_uses_stay_apart():
 
 
 def test_the_policy_reaches_the_compiler():
-    policy = braintrace.ControlFlowPolicy(unroll_limit=2)
+    policy = braintrace.ControlFlowPolicy(unroll_limit=2, long_scan="close")
     with pytest.raises(braintrace.NotSupportedError, match="unroll_limit=3"):
         gradient(integrator(in_a_loop), control_flow=policy)
 

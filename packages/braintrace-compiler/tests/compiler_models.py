@@ -88,8 +88,8 @@ def gains():
     return Model(step, {"tau": array(H), "gain": array(1)}, {"v": array(H, seed=1)})
 
 
-def info(model: Any, *args: Any) -> Any:
-    return extract_module_info(model, *(args or (jnp.ones(I),)))
+def info(model: Any, *args: Any, **options: Any) -> Any:
+    return extract_module_info(model, *(args or (jnp.ones(I),)), **options)
 
 
 def graph(model: Any, *args: Any, **options: Any) -> Any:

@@ -108,9 +108,10 @@ def test_a_loop_without_iterations():
 
 
 def test_long_loops_are_refused_with_the_option_that_opens_them():
-    m = looping(40)
-    with pytest.raises(NotSupportedError, match=r"(?s)test_control_flow\.py.*40 iterations.*unroll_limit=40"):
-        graph(m)
+    m, closed = looping(40), ControlFlowPolicy(long_scan="close")
+    wanted = r"(?s)test_control_flow\.py.*40 iterations.*unroll_limit=40.*long_scan=\"descend\""
+    with pytest.raises(NotSupportedError, match=wanted):
+        graph(m, control_flow=closed)
     assert len(graph(m, control_flow=ControlFlowPolicy(unroll_limit=40)).hidden_perturb.operations) == 40
 
 
@@ -119,7 +120,7 @@ def test_long_loops_may_be_left_to_the_same_step():
         pytest.warns(CompilationWarning, match=r"WEIGHT_IN_CONTROL_FLOW.*test_control_flow\.py"),
         pytest.warns(CompilationWarning, match="PLAIN_PARAMETER_TEMPORAL"),
     ):
-        compiled = graph(looping(40), control_flow=ControlFlowPolicy(closed="exclude"))
+        compiled = graph(looping(40), control_flow=ControlFlowPolicy(long_scan="close", closed="exclude"))
     assert compiled.hidden_param_op_relations == ()
 
 
@@ -128,7 +129,10 @@ def test_branches_may_be_refused():
         graph(branching(BRANCHES["cond"]), control_flow=ControlFlowPolicy(cond="error"))
 
 
-@pytest.mark.parametrize("options", [{"cond": "both"}, {"closed": "open"}, {"unroll_limit": -1}, {"unroll_limit": 2.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"cond": "both"}, {"closed": "open"}, {"long_scan": "leave"}, {"unroll_limit": -1}, {"unroll_limit": 2.0}],
+)
 def test_a_policy_checks_its_choices(options):
     with pytest.raises(CompilationError, match="expected"):
         ControlFlowPolicy(**options)

@@ -16,8 +16,8 @@ X = jnp.array([0.3, -0.2])
 class Perturbed:
     """The perturbed step of a model as a function of its perturbations."""
 
-    def __init__(self, model, x=X, *, strict=True):
-        self.minfo = info(model, x)
+    def __init__(self, model, x=X, *, strict=True, **options):
+        self.minfo = info(model, x, **options)
         self.perturbation = add_hidden_perturbation_from_minfo(self.minfo)
         self.x = x
         self.step = self.perturbation.strict if strict else self.perturbation.full

@@ -63,7 +63,7 @@ def test_options_reach_the_first_stage():
         m.v.value = jax.lax.fori_loop(0, 4, lambda k, v: 0.9 * v + matmul(x, m.w.value), m.v.value)
         return m.v.value
 
-    policy = compiler.ControlFlowPolicy(unroll_limit=2)
+    policy = compiler.ControlFlowPolicy(unroll_limit=2, long_scan="close")
     with pytest.raises(compiler.NotSupportedError):
         compiler.find_hidden_groups_from_module(
             Model(step, {"w": array(I, H)}, {"v": array(H)}), jnp.ones(I), control_flow=policy

@@ -6,8 +6,9 @@ from typing import Any
 from braintrace_primitives._jax_compat import custom_jvp_call_p, custom_vjp_call_p, jit_p, remat_p
 
 from ._control_flow import ControlFlow, ControlFlowPolicy
+from ._descent import LoopedOperation
 from ._diagnostics import CompilationRecord
-from ._jaxpr import Jaxpr, JaxprEqn, Opening, bodies, inline, name_literal_outputs
+from ._jaxpr import Jaxpr, JaxprEqn, Opening, Var, bodies, inline, name_literal_outputs
 from ._while_loops import reversible
 
 _CALLS = {remat_p: "jaxpr", custom_jvp_call_p: "call_jaxpr", custom_vjp_call_p: "call_jaxpr"}
@@ -15,7 +16,7 @@ _CALLS = {remat_p: "jaxpr", custom_jvp_call_p: "call_jaxpr", custom_vjp_call_p: 
 
 def canonicalize(
     jaxpr: Jaxpr, consts: Sequence[Any], policy: ControlFlowPolicy | None = None
-) -> tuple[Jaxpr, list[Any], tuple[CompilationRecord, ...]]:
+) -> tuple[Jaxpr, list[Any], tuple[CompilationRecord, ...], dict[Var, LoopedOperation]]:
     """Open every ``jit``, and everything else that holds an ETP operation; control flow by `policy`.
 
     A ``while`` loop that keeps positions gets a reverse derivative.
@@ -26,6 +27,8 @@ def canonicalize(
         The program, whose every output is a variable, and its constants.
     tuple of CompilationRecord
         What was done with control flow.
+    dict
+        Output of an operation that was taken out of a loop -> what is known of it.
 
     Raises
     ------
@@ -42,7 +45,7 @@ def canonicalize(
         return _open_call if eqn.primitive in _CALLS else control_flow.expand(eqn)
 
     program, values = name_literal_outputs(*inline(jaxpr, consts, expand))
-    return program, values, tuple(control_flow.records)
+    return program, values, tuple(control_flow.records), control_flow.looped
 
 
 def _open_call(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

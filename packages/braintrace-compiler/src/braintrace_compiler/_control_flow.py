@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from braintrace_primitives import is_etp_primitive
 from braintrace_primitives._jax_compat import cond_p, scan_arity, scan_p
 
+from ._descent import Descent, LoopedOperation, Refusal
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
 from ._errors import CompilationError, NotSupportedError
-from ._jaxpr import JaxprEqn, Opening, bodies, source_line
+from ._jaxpr import JaxprEqn, Opening, Var, bodies, source_line
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,13 @@ class ControlFlowPolicy:
         branch that is not taken must not give NaN.
     unroll_limit : int
         Loops of at most so many iterations are unrolled.
+    long_scan : {"descend", "close"}
+        What is done with longer ones. ``"descend"``: a marked operation of the body becomes one operation on all
+        iterations; gradients are those of the unrolled loop, and the program does not grow. ``"close"``: they stay
+        closed.
     closed : {"error", "exclude"}
-        What stays closed (longer loops, ``while``) is an error; or it is left to ordinary differentiation, so that the
-        gradient of the weights in it covers the current step only.
+        What stays closed (``while``, and what the other choices leave) is an error; or it is left to ordinary
+        differentiation, so that the gradient of the weights in it covers the current step only.
 
     Raises
     ------
@@ -38,15 +43,17 @@ class ControlFlowPolicy:
     Examples
     --------
     >>> ControlFlowPolicy(unroll_limit=64)
-    ControlFlowPolicy(cond='select', unroll_limit=64, closed='error')
+    ControlFlowPolicy(cond='select', unroll_limit=64, long_scan='descend', closed='error')
     """
 
     cond: Literal["select", "error"] = "select"
     unroll_limit: int = 32
+    long_scan: Literal["descend", "close"] = "descend"
     closed: Literal["error", "exclude"] = "error"
 
     def __post_init__(self) -> None:
-        for name, legal in (("cond", ("select", "error")), ("closed", ("error", "exclude"))):
+        choices = {"cond": ("select", "error"), "long_scan": ("descend", "close"), "closed": ("error", "exclude")}
+        for name, legal in choices.items():
             if getattr(self, name) not in legal:
                 raise CompilationError(
                     f"ControlFlowPolicy has no such choice of `{name}`.",
@@ -71,11 +78,14 @@ class ControlFlow:
     Attributes
     ----------
     records : list of CompilationRecord
+    looped : dict
+        Output of an operation that was taken out of a loop -> what is known of it.
     """
 
     def __init__(self, policy: ControlFlowPolicy):
         self.policy = policy
         self.records: list[CompilationRecord] = []
+        self.looped: dict[Var, LoopedOperation] = {}
         self._marked: dict[int, tuple[Any, bool]] = {}
 
     def holds_marked(self, jaxpr: Any) -> bool:
@@ -95,19 +105,41 @@ class ControlFlow:
         if eqn.primitive is scan_p and eqn.params["length"] <= self.policy.unroll_limit:
             self._note(DiagnosticKind.SCAN_UNROLLED, eqn, f"its {eqn.params['length']} iterations are unrolled")
             return _unroll
+        if eqn.primitive is scan_p and self.policy.long_scan == "descend":
+            return self._descend
         self._refuse(eqn)
         return None
 
+    def _descend(self, opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        length = eqn.params["length"]
+        try:
+            results, once, stacked = Descent(opening, eqn, operands, self.looped).run()
+        except Refusal as reason:
+            self._refuse(eqn, str(reason))
+            return opening.keep(eqn, operands)
+        self._note(DiagnosticKind.SCAN_DESCENT_APPLIED, eqn, f"its {length} iterations are followed as a whole")
+        inside = DiagnosticKind.PRIMITIVE_INSIDE_CONTROL_FLOW
+        for operation in once:
+            what = "is the same in every iteration of a loop, and is computed before it."
+            self._record(inside, operation, f"`{operation.primitive.name}` {what}")
+        for operation in stacked:
+            what = f"becomes one operation on the {length} iterations of a loop ({source_line(eqn)})."
+            self._record(inside, operation, f"`{operation.primitive.name}` {what}")
+        return results
+
     def _note(self, kind: DiagnosticKind, eqn: JaxprEqn, what: str) -> None:
-        message = f"`{eqn.primitive.name}` holds a marked operation: {what}."
+        self._record(kind, eqn, f"`{eqn.primitive.name}` holds a marked operation: {what}.")
+
+    def _record(self, kind: DiagnosticKind, eqn: JaxprEqn, message: str) -> None:
+        primitive = eqn.primitive if is_etp_primitive(eqn.primitive) else None
         self.records.append(
-            CompilationRecord(kind, DiagnosticLevel.INFO, message, context={"source": source_line(eqn)})
+            CompilationRecord(kind, DiagnosticLevel.INFO, message, primitive, context={"source": source_line(eqn)})
         )
 
-    def _refuse(self, eqn: JaxprEqn) -> None:
+    def _refuse(self, eqn: JaxprEqn, reason: str = "") -> None:
         if self.policy.closed == "exclude":
             message = (
-                f"a marked operation stands inside `{eqn.primitive.name}`, which stays closed. "
+                f"a marked operation stands inside `{eqn.primitive.name}`, which stays closed{_because(reason)}. "
                 "It is not traced; its gradient covers the current step only."
             )
             self.records.append(
@@ -122,8 +154,10 @@ class ControlFlow:
         found = f"a marked operation in the body of `{eqn.primitive.name}`"
         fix = "compute the marked operation before the loop or branch"
         if eqn.primitive is scan_p:
-            found += f", of {eqn.params['length']} iterations"
+            found += f", of {eqn.params['length']} iterations{_because(reason)}"
             fix += f", or pass control_flow=ControlFlowPolicy(unroll_limit={eqn.params['length']})"
+            if self.policy.long_scan == "close":
+                fix += ', or ControlFlowPolicy(long_scan="descend")'
         elif eqn.primitive is cond_p and not eqn.effects:
             fix += ', or pass control_flow=ControlFlowPolicy(cond="select")'
         fix += ', or leave its weight to same-step gradients: ControlFlowPolicy(closed="exclude")'
@@ -134,6 +168,10 @@ class ControlFlow:
             expected=f"marked operations outside of control flow, or in what {self.policy} opens",
             fix=fix,
         )
+
+
+def _because(reason: str) -> str:
+    return f", because {reason}" if reason else ""
 
 
 def _select(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

@@ -70,6 +70,12 @@ class DiagnosticKind(enum.Enum):
     SCAN_UNROLLED = "scan_unrolled"
     """A loop of few iterations holds a marked operation: it is unrolled."""
 
+    SCAN_DESCENT_APPLIED = "scan_descent_applied"
+    """A loop of many iterations holds a marked operation: it is followed as a whole, exactly."""
+
+    PRIMITIVE_INSIDE_CONTROL_FLOW = "primitive_inside_control_flow"
+    """What became of a marked operation inside such a loop: one operation on all iterations, or one before the loop."""
+
     WEIGHT_IN_CONTROL_FLOW = "weight_in_control_flow"
     """A marked operation stands inside control flow that stays closed by choice: same-step gradient."""
 

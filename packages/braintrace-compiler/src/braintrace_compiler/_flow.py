@@ -4,6 +4,8 @@ This is the one walker of the compiler. A set of sources or targets is an intege
 pass answers for all operations, or all groups, at once and the cost of compiling stays linear in the equations.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
@@ -16,6 +18,7 @@ from braintrace_primitives import is_etp_primitive
 from braintrace_primitives._jax_compat import JaxprEqn, Literal, Var, stop_gradient_p
 
 from ._jaxpr import reads
+from ._links import links
 
 _NOTHING: Mapping[Var, int] = MappingProxyType({})
 
@@ -73,7 +76,10 @@ def influence(
             bits |= found.get(v, 0)
         if not bits or barrier(eqn) or (derivative and eqn.primitive is stop_gradient_p):
             continue
-        for v in eqn.outvars:
+        linked = links(eqn, _follow_derivatives if derivative else _follow, derivative)
+        for k, v in enumerate(eqn.outvars):
+            if linked is not None:
+                bits = join_bits(found, (eqn.invars[i] for i in numbers(linked[k])))
             entering = bits & ~closed.get(v, 0)
             if entering and not (derivative and not differentiable(v)):
                 found[v] = found.get(v, 0) | entering
@@ -93,16 +99,29 @@ def dependence(
     """
     found = dict(seeds)
     for eqn in reversed(eqns):
-        bits = 0
-        for v in eqn.outvars:
-            if v in found and differentiable(v):
-                bits |= found[v] & ~closed.get(v, 0)
-        if not bits or barrier(eqn) or eqn.primitive is stop_gradient_p:
+        arriving = [found[v] & ~closed.get(v, 0) if v in found and differentiable(v) else 0 for v in eqn.outvars]
+        if not any(arriving) or barrier(eqn) or eqn.primitive is stop_gradient_p:
             continue
-        for v in reads(eqn):
-            if differentiable(v):
+        linked = links(eqn, _follow_derivatives, True)
+        bits = functools.reduce(operator.or_, arriving)
+        for i, v in enumerate(eqn.invars):
+            if isinstance(v, Literal) or not differentiable(v):
+                continue
+            if linked is not None:
+                bits = functools.reduce(
+                    operator.or_, (a for a, l in zip(arriving, linked, strict=True) if l >> i & 1), 0
+                )
+            if bits:
                 found[v] = found.get(v, 0) | bits
     return found
+
+
+def _follow(eqns: Iterable[JaxprEqn], seeds: Mapping[Var, int]) -> dict[Var, int]:
+    return influence(eqns, seeds, derivative=False)
+
+
+def _follow_derivatives(eqns: Iterable[JaxprEqn], seeds: Mapping[Var, int]) -> dict[Var, int]:
+    return influence(eqns, {v: bits for v, bits in seeds.items() if differentiable(v)})
 
 
 def between(

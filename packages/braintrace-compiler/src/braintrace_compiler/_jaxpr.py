@@ -102,6 +102,7 @@ class Opening:
         self._expand = expand
         self._eqns: list[JaxprEqn] = []
         self._lifted: dict[Var, Any] = {}
+        self._kept: list[Var] = []
         self._programs: dict[int, tuple[Any, Jaxpr, list[Var]]] = {}
 
     def run(self, body: Iterable[JaxprEqn], env: dict[Var, Any]) -> None:
@@ -112,9 +113,28 @@ class Opening:
             if opened is not None:
                 env.update(zip(eqn.outvars, opened(self, eqn, invars), strict=True))
                 continue
-            outvars = [v if isinstance(v, DropVar) else fresh_var(v.aval) for v in eqn.outvars]
-            env.update(zip(eqn.outvars, outvars, strict=True))
-            self._eqns.append(eqn.replace(invars=invars, outvars=outvars))
+            env.update(zip(eqn.outvars, self.keep(eqn, invars), strict=True))
+
+    def keep(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        """Append an equation as it is."""
+        outvars = [v if isinstance(v, DropVar) else fresh_var(v.aval) for v in eqn.outvars]
+        self._eqns.append(eqn.replace(invars=list(operands), outvars=outvars))
+        return outvars
+
+    def keep_alive(self, var: Var) -> None:
+        """Do not drop what computes `var`, whether an output needs it or not."""
+        self._kept.append(var)
+
+    def emit(self, body: Iterable[JaxprEqn], env: dict[Var, Any]) -> None:
+        """Append equations as they are; `env` maps their variables to atoms of the new program."""
+        emit(self._eqns, body, env)
+
+    def open_body(self, body: Any) -> tuple[Jaxpr, list[Var]]:
+        """The jaxpr `body`, opened, as a program of its own; and the variables that its first inputs take."""
+        program, values = inline(*make_jaxpr_without_consts(body), self._expand)
+        constants = [fresh_var(v.aval) for v in program.invars[: len(values)]]
+        self._lifted.update(zip(constants, values, strict=True))
+        return program, constants
 
     def call(self, body: Any, operands: Sequence[Any]) -> list[Any]:
         """Append the equations of the jaxpr `body`, opened; its constants are lifted once."""
@@ -128,15 +148,15 @@ class Opening:
         self.run(program.eqns, env)
         return [resolve(env, v) for v in program.outvars]
 
-    def apply(self, function: Callable[..., Any], *operands: Any) -> list[Any]:
-        """Append the equations of a function in plain JAX."""
+    def apply(self, function: Callable[..., Any], *operands: Any, source: JaxprEqn | None = None) -> list[Any]:
+        """Append the equations of a function in plain JAX, as if they came from the line of `source`."""
         eqns, results = splice(function, *operands)
-        self._eqns += eqns
+        self._eqns += eqns if source is None else [eqn.replace(source_info=source.source_info) for eqn in eqns]
         return results
 
     def finish(self, like: Jaxpr, outvars: Sequence[Any], consts: Sequence[Any]) -> tuple[Jaxpr, list[Any]]:
         """The program and its constants, those of opened bodies first, without what its outputs do not need."""
-        kept = needed(self._eqns, outvars)
+        kept = needed(self._eqns, [*outvars, *self._kept])
         used = {v for eqn in kept for v in reads(eqn)} | {v for v in outvars if not isinstance(v, Literal)}
         lifted = {v: value for v, value in self._lifted.items() if v in used}
         return build_jaxpr([*lifted, *like.invars], outvars, kept, like=like), [*lifted.values(), *consts]

@@ -1,7 +1,8 @@
 """Stage 1: trace one step of a model, and name every input and output of the program."""
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import brainstate
@@ -11,6 +12,7 @@ from braintrace_primitives._jax_compat import Jaxpr, Var, make_jaxpr_without_con
 
 from ._canonicalize import canonicalize
 from ._control_flow import ControlFlowPolicy
+from ._descent import LoopedOperation
 from ._diagnostics import CompilationRecord, Path
 from ._errors import CompilationError
 from ._positions_constants import Constants
@@ -77,6 +79,8 @@ class ModuleInfo(NamedTuple):
         In the order in which the step first touches them.
     records : tuple of CompilationRecord
         What was done with control flow.
+    looped : mapping
+        Output of an operation that was taken out of a loop -> what is known of it.
     """
 
     jaxpr: Jaxpr
@@ -87,6 +91,7 @@ class ModuleInfo(NamedTuple):
     out_outvars: tuple[Any, ...]
     states: tuple[StateInfo, ...]
     records: tuple[CompilationRecord, ...] = ()
+    looped: Mapping[Var, LoopedOperation] = MappingProxyType({})
 
     def of_kind(self, kind: StateKind) -> tuple[StateInfo, ...]:
         """The states of one kind."""
@@ -187,7 +192,7 @@ def extract_module_info(
     states = function.get_states(*args)
     out_shape, _ = function.get_out_shapes(*args)
 
-    program, consts, records = canonicalize(*make_jaxpr_without_consts(closed), control_flow)
+    program, consts, records, looped = canonicalize(*make_jaxpr_without_consts(closed), control_flow)
     arg_leaves, args_tree = jax.tree.flatten(args)
     out_leaves, out_tree = jax.tree.flatten(out_shape)
     inputs, outputs = iter(program.invars[len(consts) :]), iter(program.outvars)
@@ -200,7 +205,9 @@ def extract_module_info(
     for info in infos:
         if info.kind is StateKind.HIDDEN:
             _require_constant_shape(info, arg_invars)
-    return ModuleInfo(program, tuple(consts), args_tree, out_tree, arg_invars, out_outvars, tuple(infos), records)
+    return ModuleInfo(
+        program, tuple(consts), args_tree, out_tree, arg_invars, out_outvars, tuple(infos), records, looped
+    )
 
 
 def _state_info(state: brainstate.State, path: Path, inputs: Any, outputs: Any) -> StateInfo:

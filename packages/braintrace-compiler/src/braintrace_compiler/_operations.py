@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from braintrace_primitives import ETPPrimitiveSpec, get_primitive_spec
 
+from ._descent import LoopedOperation
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
 from ._flow import influence, is_marked
 from ._jaxpr import (
@@ -34,6 +35,8 @@ class MarkedOperation(NamedTuple):
         Trainable name -> paths of the parameters behind that operand; none behind a constant.
     source : str
         The user's line.
+    loop : LoopedOperation or None
+        Where it was taken out of a loop.
     """
 
     eqn: JaxprEqn
@@ -41,6 +44,7 @@ class MarkedOperation(NamedTuple):
     weight_vars: Mapping[str, Var]
     weight_paths: Mapping[str, tuple[Path, ...]]
     source: str
+    loop: LoopedOperation | None = None
 
     @property
     def weight_path(self) -> Path:
@@ -140,7 +144,9 @@ def find_marked_operations(
         elif any(v in in_time for v in operands.values()):
             records.append(_time_varying(eqn, next(filter(None, paths.values()))[0]))
         else:
-            operations.append(MarkedOperation(eqn, spec, operands, paths, source_line(eqn)))
+            operations.append(
+                MarkedOperation(eqn, spec, operands, paths, source_line(eqn), minfo.looped.get(eqn.outvars[0]))
+            )
     return tuple(operations), tuple(records)
 
 
@@ -175,5 +181,8 @@ def make_weight_program(minfo: ModuleInfo, operations: Iterable[MarkedOperation]
 
 
 def output_bits(operations: Sequence[MarkedOperation]) -> dict[Var, int]:
-    """Bit k for the output of the k-th operation."""
-    return {op.y_var: 1 << k for k, op in enumerate(operations)}
+    """Bit k for the output of the k-th operation, and for what stands for it inside a loop."""
+    bits = {op.y_var: 1 << k for k, op in enumerate(operations)}
+    return bits | {
+        op.loop.echo: bits[op.y_var] for op in operations if op.loop is not None and op.loop.echo is not None
+    }

@@ -27,6 +27,7 @@ from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, add_equation, build_jaxpr, fr
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation, make_weight_program
 from ._relations import find_relations
+from ._requirements import require_even_cuts
 
 
 class PerturbedStep(NamedTuple):
@@ -108,6 +109,8 @@ def perturb(
 ) -> HiddenPerturbation:
     """Perturb the step, and let it give what the trace rules and the local transitions need to know."""
     hidden = minfo.hidden
+    cuts = recurrent_operations(minfo, groups)
+    require_even_cuts(minfo, groups, operations, cuts)
     rewriter = _Rewriter(minfo, groups, operations)
     inputs = [op.x_var for op in operations if op.x_var is not None]
     whole = [v for t in transitions for v in (*t.group.hidden_invars, *t.group.transition_jaxpr_constvars)]
@@ -120,7 +123,7 @@ def perturb(
         tuple(rewriter.previous),
         tuple(rewriter.deltas),
         tuple(operations),
-        rewriter.rewrite(recurrent_operations(minfo, groups), observed),
+        rewriter.rewrite(cuts, observed),
         rewriter.rewrite({}, observed),
         tuple(transitions),
         make_weight_program(minfo, operations),
@@ -154,6 +157,11 @@ class _Rewriter:
         self.weights = [fresh_var(v.aval) for op in operations for v in op.weight_vars.values()]
         weights = iter(self.weights)
         self.operands = {op.y_var: {op.index_of(name): next(weights) for name in op.weight_vars} for op in operations}
+        self.stands_for: dict[Any, Var] = {}
+        for op, delta in zip(operations, self.deltas, strict=True):
+            if op.loop is not None:
+                self.stands_for |= {v: self.operands[op.y_var][i] for i, v in op.loop.weights.items()}
+                self.stands_for |= {} if op.loop.echo is None else {op.loop.echo: delta}
         self.delta_of = {op.y_var: delta for op, delta in zip(operations, self.deltas, strict=True)}
 
         group_of = {path: g.index for g in groups for path in g.hidden_paths}
@@ -215,7 +223,7 @@ class _Rewriter:
             for v in eqn.outvars:
                 if v in wanted and v not in views:
                     ask(v, _View())
-            swapped = self.operands.get(eqn.outvars[0], {})
+            swapped = self._swapped(eqn)
             for view in self._computed(eqn, views):
                 below = _View(view.cut | cuts.get(eqn.outvars[0], 0), view.inside)
                 for i, v in enumerate(eqn.invars):
@@ -231,13 +239,20 @@ class _Rewriter:
         wanted = {self._below(v, view): None for v in eqn.outvars for view in views.get(v, ())}
         return wanted or ({_View(): None} if eqn.effects else {})
 
+    def _swapped(self, eqn: JaxprEqn) -> dict[int, Var]:
+        """Operands of `eqn` that become inputs: weights, and what stands for an operation inside a loop."""
+        elsewhere = {
+            i: self.stands_for[v] for i, v in enumerate(eqn.invars) if _is_variable(v) and v in self.stands_for
+        }
+        return elsewhere | (self.operands.get(eqn.outvars[0], {}) if eqn.outvars else {})
+
     def _enter(self, v: Var, view: _View) -> Var:
         if v not in self.enters or view.cut >> self.enters[v][0] & 1:
             return v
         return self._add(v, self.enters[v][1])
 
     def _emit(self, eqn: JaxprEqn, views: dict[Var, dict[_View, None]], cut: int) -> None:
-        swapped = self.operands.get(eqn.outvars[0], {})
+        swapped = self._swapped(eqn)
         raw: dict[_View, list[Var]] = {}
         for view in self._computed(eqn, views):
             below = _View(view.cut | cut, view.inside)
@@ -263,6 +278,10 @@ class _Rewriter:
         out = fresh_var(value.aval)
         self._eqns.append(add_equation(value, delta, out))
         return out
+
+
+def _is_variable(atom: Any) -> bool:
+    return not isinstance(atom, Literal)
 
 
 def _groups_of(leaves: Iterable[tuple[int, Var]]) -> int:

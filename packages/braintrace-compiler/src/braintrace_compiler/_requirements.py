@@ -1,7 +1,7 @@
 """What a caller may demand of a compiled graph."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal as OneOf
 
 from braintrace_primitives._jax_compat import while_p
@@ -10,9 +10,11 @@ from ._certificate import Certificate
 from ._diagnostics import CompilationRecord, DiagnosticKind
 from ._errors import CompilationError, NotSupportedError
 from ._feeds import FeedKind, LocalTransition
-from ._flow import dependence, influence, join_bits
-from ._jaxpr import Literal, source_line
+from ._flow import dependence, influence, join_bits, seeds_of
+from ._hidden_groups import HiddenGroup
+from ._jaxpr import Literal, Var, source_line
 from ._module_info import ModuleInfo
+from ._operations import MarkedOperation
 from ._relations import HiddenParamOpRelation
 
 OnMixing = OneOf["diagonal", "error", "exact"]
@@ -86,6 +88,31 @@ def require_reverse_derivatives(minfo: ModuleInfo) -> None:
                 found="an unknown number of iterations between a hidden state or a weight and the step's results",
                 expected="a loop that keeps positions, or one with a fixed number of iterations",
                 fix="use lax.scan, or lax.fori_loop with constant bounds; or put the operand under stop_gradient",
+            )
+
+
+def require_even_cuts(
+    minfo: ModuleInfo, groups: Sequence[HiddenGroup], operations: Sequence[MarkedOperation], cuts: Mapping[Var, int]
+) -> None:
+    """Refuse a loop in whose last iterations an operation no longer leads to a group that its input is cut for.
+
+    Raises
+    ------
+    NotSupportedError
+    """
+    looped = [op for op in operations if op.loop is not None and cuts.get(op.y_var)]
+    if not looped:
+        return
+    leads = dependence(minfo.jaxpr.eqns, seeds_of(g.hidden_outvars for g in groups))
+    for op in looped:
+        if op.loop is not None and join_bits(leads, op.loop.results) & ~join_bits(leads, op.loop.last) & cuts[op.y_var]:
+            length = op.y_var.aval.shape[0]
+            raise NotSupportedError(
+                "In the last iterations of a loop, a marked operation no longer leads to the states that it reads.",
+                where=op.source,
+                found="iterations whose recurrence is cut between steps, and others where there is none",
+                expected="the same in all iterations",
+                fix=f"unroll the loop: control_flow=ControlFlowPolicy(unroll_limit={length})",
             )
 
 

@@ -1,11 +1,13 @@
 """The transition of each group along position-wise paths, and how marked operations feed it."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ._constant_factors import find_constant_factors
+from ._errors import NotSupportedError
 from ._feeds import Feed, FeedKind, LocalTransition
 from ._flow import between, dependence, influence, is_marked, join_bits, numbers, seeds_of
 from ._hidden_groups import HiddenGroup, new_states_elsewhere
@@ -13,6 +15,7 @@ from ._jaxpr import Jaxpr, JaxprEqn, slice_program
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation
 from ._positions import MANY, NONE, Constants, propagate_sources, propagate_targets
+from ._positions_labels import join
 
 
 class Transitions(NamedTuple):
@@ -72,7 +75,10 @@ def _find_one(
     labels = propagate_targets(program, own, known=known)
     moved = [label[(label != here) & (label != NONE)] for label, here in zip(labels[:states], own, strict=True)]
     remembers = any(np.any(label != NONE) for label in labels[:states])
-    feeds = [_find_feed(program, group, states + k, labels[states + k], known) for k in range(len(y_vars))]
+    feeds = [
+        _find_looped_feed(op, group, label) if op.loop else _find_feed(program, group, states + k, label, known)
+        for k, (op, label) in enumerate(zip(fed_by, labels[states:], strict=False))
+    ]
 
     unmatched = tuple(op for op, feed in zip(fed_by, feeds, strict=True) if feed is None)
     if unmatched:
@@ -86,6 +92,23 @@ def _find_one(
     )
     matches = tuple(feed for feed in feeds if feed is not None)
     return transition._replace(constants=find_constant_factors(transition, matches)), matches, ()
+
+
+def _find_looped_feed(operation: MarkedOperation, group: HiddenGroup, label: np.ndarray) -> Feed:
+    """How an operation on all iterations of a loop feeds the group: every iteration alike."""
+    alike = functools.reduce(join, label)
+    if np.any(alike == MANY):
+        length = label.shape[0]
+        raise NotSupportedError(
+            "The iterations of a loop feed different positions of a hidden state, or several at once.",
+            where=operation.source,
+            found=f"{operation.spec.name} with outputs {label.shape[1:]} in {length} iterations, and the positions "
+            f"{group.varshape} of {list(group.hidden_paths)}",
+            expected="each element of the output feeding one position, the same in every iteration",
+            fix=f"unroll the loop: control_flow=ControlFlowPolicy(unroll_limit={length}), or leave the weight to "
+            'same-step gradients: ControlFlowPolicy(long_scan="close", closed="exclude")',
+        )
+    return Feed(FeedKind.GATHER, np.broadcast_to(alike, label.shape))
 
 
 def _find_feed(program: Jaxpr, group: HiddenGroup, k: int, label: np.ndarray, known: Constants) -> Feed | None:

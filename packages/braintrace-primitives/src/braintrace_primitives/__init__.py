@@ -101,6 +101,8 @@ from ._primitive import ETPPrimitiveSpec as ETPPrimitiveSpec
 from ._primitive import get_primitive_spec as get_primitive_spec
 from ._primitive import is_etp_primitive as is_etp_primitive
 from ._primitive import register_primitive as register_primitive
+from ._repeated import RepeatedTraceRule as RepeatedTraceRule
+from ._repeated import repeated as repeated
 from ._sparsity import SparsityPattern as SparsityPattern
 from ._trace_rule import GenericTraceRule as GenericTraceRule
 from ._trace_rule import TraceRule as TraceRule

@@ -86,6 +86,7 @@ from braintrace_primitives import GenericTraceRule as GenericTraceRule
 from braintrace_primitives import OperandError as OperandError
 from braintrace_primitives import OperandTypeError as OperandTypeError
 from braintrace_primitives import RegistrationError as RegistrationError
+from braintrace_primitives import RepeatedTraceRule as RepeatedTraceRule
 from braintrace_primitives import SparsityPattern as SparsityPattern
 from braintrace_primitives import TraceRule as TraceRule
 from braintrace_primitives import conv as conv
@@ -111,6 +112,7 @@ from braintrace_primitives import is_etp_primitive as is_etp_primitive
 from braintrace_primitives import lora_matmul as lora_matmul
 from braintrace_primitives import matmul as matmul
 from braintrace_primitives import register_primitive as register_primitive
+from braintrace_primitives import repeated as repeated
 from braintrace_primitives import sparse_matmul as sparse_matmul
 
 from . import nn as nn
