@@ -4,127 +4,115 @@ Exact ones must be exact. Approximations are held from both sides: a gradient th
 that suddenly equals that of backpropagation is not the algorithm it says it is.
 """
 
-import brainstate
-import jax
-import jax.numpy as jnp
-import numpy as np
+import csv
+import functools
+import pathlib
+
 import pytest
+from algorithm_table import ALGORITHMS, CELLS, MEAN, ONE_DRAW, agreements, rows
 
-import braintrace
+RECORD = pathlib.Path(__file__).parents[1] / "docs" / "recorded" / "algorithm_table.csv"
+QUICK = ("vanilla", "LRU", "ALIF")
+each_cell = pytest.mark.parametrize(
+    "cell", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CELLS]
+)
+measured = functools.cache(agreements)
 
-B, I, H, O, T = 3, 3, 6, 2, 12
+EXACT = {"rtrl", "d_rtrl, window T"}
+"""The full influence matrix; a window that spans the sequence."""
 
-
-class Spiking(brainstate.nn.Module):
-    """Recurrent leaky units behind an exponential synapse; `adapting` adds a threshold that rises with spikes."""
-
-    def __init__(self, adapting):
-        super().__init__()
-        self.adapting = adapting
-        self.w = braintrace.nn.Linear(I + H, H)
-
-    def init_state(self, batch_size=None):
-        shape = (H,) if batch_size is None else (batch_size, H)
-        self.g, self.v = (brainstate.HiddenState(jnp.zeros(shape)) for _ in range(2))
-        if self.adapting:
-            self.a = brainstate.HiddenState(jnp.zeros(shape))
-
-    def spikes(self, v):
-        threshold = 0.2 + (0.5 * self.a.value if self.adapting else 0.0)
-        return jax.nn.sigmoid(4.0 * (v - threshold))
-
-    def update(self, x):
-        before = self.spikes(self.v.value)
-        self.g.value = 0.7 * self.g.value + self.w(jnp.concatenate([x, before], -1))
-        self.v.value = 0.9 * self.v.value * (1.0 - before) + self.g.value
-        if self.adapting:
-            self.a.value = 0.95 * self.a.value + 0.05 * before
-        return self.spikes(self.v.value)
-
-
-CELLS = {
-    "vanilla": lambda: braintrace.nn.ValinaRNNCell(I, H, activation=jnp.tanh),
-    "GRU": lambda: braintrace.nn.GRUCell(I, H),
-    "LSTM": lambda: braintrace.nn.LSTMCell(I, H),
-    "MGU": lambda: braintrace.nn.MGUCell(I, H),
-    "MiniGRU": lambda: braintrace.nn.MiniGRU(I, H),
-    "LRU": lambda: braintrace.nn.LRUCell(I, H),
-    "LIF + synapse": lambda: Spiking(adapting=False),
-    "ALIF": lambda: Spiking(adapting=True),
+EXACT_WITHOUT_MIXING = {
+    "d_rtrl",
+    "d_rtrl, window 4",
+    "eprop",
+    "eprop, filtered",  # the filter acts on recurrent relations, and there are none
+    "ostl_recurrent",
+    "snap",
 }
+"""What these leave out is credit that crosses a recurrent matrix, which the LRU does not have."""
 
-ALGORITHMS = {
-    "d_rtrl": {},
-    "d_rtrl, window 4": {"vjp_method": "multi-step", "window": 4},
-    "d_rtrl, window T": {"vjp_method": "multi-step", "window": T},
-    "eprop": {},
-    "eprop, random": {"feedback": "random", "random_feedback_key": jax.random.key(0)},
-    "ostl_recurrent": {},
-    "ostl_feedforward": {},
-    "pp_prop": {"decay_or_rank": 0.8},
-    "ottt": {"decay": 0.8},
-    "snap": {"n": 1},
-    "rtrl": {"window": 4},
-    "tbptt": {"window": 4},
+# Largest relative error and smallest cosine. An error below one says that a step along the gradient is nearer to that
+# of backpropagation than no step at all.
+BANDS = {
+    "d_rtrl": (1.0, 0.6),
+    "d_rtrl, window 4": (0.4, 0.9),
+    "eprop": (1.0, 0.6),
+    "eprop, filtered": (2.0, 0.5),  # the model has no leaky readout for the filter to stand for
+    "ostl_recurrent": (1.0, 0.6),
+    "ostl_feedforward": (1.0, 0.4),
+    "pp_prop": (1.0, 0.5),
+    "ottt": (1.3, 0.4),
+    "snap": (0.5, 0.85),
+    "dni": (3.0, 0.4),
+    "tbptt": (0.6, 0.8),
 }
-
-EXACT_EVERYWHERE = {"rtrl", "d_rtrl, window T"}
-EXACT_WITHOUT_MIXING = {"d_rtrl", "d_rtrl, window 4", "snap", "eprop", "ostl_recurrent"}
-NO_MIXING = {"MiniGRU", "LRU"}
+SMALLEST_ERROR = 0.01
 
 
-class Network(brainstate.nn.Module):
-    def __init__(self, cell):
-        super().__init__()
-        self.cell = cell()
-        self.out = braintrace.nn.Linear(I if isinstance(self.cell, braintrace.nn.LRUCell) else H, O)
-
-    def update(self, x):
-        return self.out(self.cell(x))
+def exact_on(cell):
+    return EXACT | EXACT_WITHOUT_MIXING if cell == "LRU" else EXACT
 
 
-def gradient_of_the_cell(model, xs, ys, algorithm, **options):
-    learner = braintrace.compile(model, algorithm, xs[0], batch_size=B, vmap=algorithm in ("rtrl", "snap"), **options)
-    grads = learner.etrace_grad(xs, ys, step_fn=lambda x, y: ((learner(x) - y) ** 2).mean(), reduction="sum")
-    leaves = [leaf.ravel() for path, tree in grads.items() if path[0] == "cell" for leaf in jax.tree.leaves(tree)]
-    return np.concatenate(leaves)
+@each_cell
+def test_exact_algorithms_are_exact(cell):
+    for algorithm in exact_on(cell):
+        assert measured(cell)[algorithm].error < 1e-12, algorithm
 
 
-@pytest.fixture(scope="module")
-def table():
-    """(cell, algorithm) -> relative error and cosine to BPTT."""
-    keys = jax.random.split(jax.random.key(0), 2)
-    xs, ys = jax.random.normal(keys[0], (T, B, I)), jax.random.normal(keys[1], (T, B, O))
-    found = {}
-    for name, cell in CELLS.items():
-        brainstate.random.seed(0)
-        model = Network(cell)
-        reference = gradient_of_the_cell(model, xs, ys, "bptt")
-        for label, options in ALGORITHMS.items():
-            got = gradient_of_the_cell(model, xs, ys, label.split(",")[0], **options)
-            error = np.linalg.norm(got - reference) / np.linalg.norm(reference)
-            cosine = got @ reference / (np.linalg.norm(got) * np.linalg.norm(reference))
-            found[name, label] = float(error), float(cosine)
-    width = max(map(len, ALGORITHMS))
-    print("\n" + " " * width, *(f"{name:>14}" for name in CELLS))
-    for label in ALGORITHMS:
-        cells = (found[name, label] for name in CELLS)
-        print(label.ljust(width), *(f"{error:8.1e} {cosine:5.2f}" for error, cosine in cells))
-    return found
+@each_cell
+def test_approximations_stay_approximations_that_point_the_right_way(cell):
+    for algorithm, (largest, cosine) in BANDS.items():
+        if algorithm not in exact_on(cell):
+            found = measured(cell)[algorithm]
+            assert SMALLEST_ERROR < found.error < largest, algorithm
+            assert found.cosine > cosine, algorithm
 
 
-@pytest.mark.slow
-def test_exact_algorithms_are_exact(table):
-    for (cell, label), (error, _) in table.items():
-        if label in EXACT_EVERYWHERE or (cell in NO_MIXING and label in EXACT_WITHOUT_MIXING):
-            assert error < 2e-5, (cell, label, error)
+@each_cell
+def test_what_is_kept_pays(cell):
+    """More credit inside of the window, the past at its entry, the unit's influence on itself: each comes closer."""
+    found = measured(cell)
+    if cell != "LRU":
+        assert found["d_rtrl, window 4"].error < 0.6 * found["d_rtrl"].error
+        assert found["snap"].error < 0.8 * found["d_rtrl"].error
+    assert found["d_rtrl, window 4"].error < 0.8 * found["tbptt"].error
 
 
-@pytest.mark.slow
-def test_approximations_stay_approximations_that_point_the_right_way(table):
-    for (cell, label), (error, cosine) in table.items():
-        if label in EXACT_EVERYWHERE or (cell in NO_MIXING and label in EXACT_WITHOUT_MIXING):
-            continue
-        assert error > 1e-4, (cell, label, error)
-        if "random" not in label:
-            assert cosine > 0.2, (cell, label, cosine)
+@each_cell
+def test_signals_that_are_not_the_loss_s_own_point_elsewhere(cell):
+    """Random feedback has not been aligned with by learning; a constant modulator knows nothing of the loss."""
+    found = measured(cell)
+    for algorithm in ("eprop, random feedback", "three_factor"):
+        assert found[algorithm].error > 0.5, algorithm
+        assert found[algorithm].cosine < 0.8, algorithm
+
+
+@each_cell
+def test_uoro_is_noise_around_the_exact_gradient(cell):
+    found = measured(cell)
+    assert found[ONE_DRAW].error > 0.2
+    assert 0.4 * found[MEAN].noise < found[MEAN].error < 2.0 * found[MEAN].noise
+
+
+def test_without_memory_there_is_no_trace():
+    """The state of a vanilla network reaches its next one through the recurrent matrix alone: D = 0."""
+    found = measured("vanilla")
+    assert found["d_rtrl"].error == pytest.approx(found["eprop"].error, rel=1e-9)
+    assert found["d_rtrl"].error == pytest.approx(found["ostl_feedforward"].error, rel=1e-9)
+    assert found["ostl_recurrent"].error < 0.9 * found["d_rtrl"].error
+
+
+@each_cell
+def test_the_documented_table_is_the_measured_one(cell):
+    with RECORD.open(newline="") as file:
+        header, *body = csv.reader(file)
+    column = header.index(cell)
+    recorded = {row[0]: row[column].split(" / ") for row in body}
+    assert list(recorded) == list(ALGORITHMS)
+    for algorithm, found in measured(cell).items():
+        expected = [pytest.approx(float(text), rel=0.01, abs=2e-3) for text in recorded[algorithm]]
+        assert [found.error, found.cosine] == expected, algorithm
+
+
+def test_the_table_has_a_row_for_each_algorithm():
+    assert [row[0] for row in rows({})] == ["algorithm", *ALGORITHMS]

@@ -55,8 +55,9 @@ class SnAp(OnlineLearner):
 
     .. math:: C ← P_n ∘ (∂h'/∂θ |_h + (∂h'/∂h) C)
 
-    with P_n the pattern of units that the parameter reaches in n steps. n = 1 keeps what it drives at once (the
-    trace of D-RTRL, but with each unit's influence on itself through the recurrent matrix, and with q in full).
+    with P_n the pattern of units that the parameter reaches in n steps; the states of a unit belong together. n = 1
+    keeps the units that it drives at once (the trace of D-RTRL, but with each unit's influence on itself through the
+    recurrent matrix, and with q in full), and is exact where units do not talk to each other.
     With a dense recurrence n = 2 is RTRL already. The masked influence is stored dense.
 
     Parameters

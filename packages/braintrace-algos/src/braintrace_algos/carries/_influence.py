@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
@@ -114,7 +115,7 @@ class NeighbourhoodCarry(InfluenceCarry):
     Parameters
     ----------
     n : int
-        Order: 1 keeps what a parameter drives at once.
+        Order: 1 keeps the positions that a parameter drives at once, with all their states.
     limit : int
     """
 
@@ -241,37 +242,48 @@ def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:
 def neighbourhood(plan: Plan, n: int) -> list[Any]:
     """For each parameter leaf, which hidden units it influences within n steps, as booleans (N_h, *leaf).
 
-    The structure is read off the Jacobians of one step at random states, inputs and parameters.
+    The states of one position belong together: what reaches one of them reaches all. The structure is read off the
+    Jacobians of one step at random states, inputs and parameters.
     """
     one = plan._replace(batch=None)
-    rng = jax.random.key(0)
-    reached: list[Any] | None = None
-    between: Any = False
-    for probe in range(3):
-        tape, theta = _random_step(one, jax.random.fold_in(rng, probe))
+
+    @jax.jit
+    def probe(tape: Replay, theta: list[Any]) -> Any:
         exit, entry = exit_function(one, tape)
         of_theta, of_entry = jax.jacrev(exit, argnums=(0, 1))(theta, entry)
-        between = between | (of_entry != 0)
-        found = [J != 0 for J in of_theta]
-        reached = found if reached is None else [a | b for a, b in zip(reached, found, strict=True)]
-    first = reached
+        return [J != 0 for J in of_theta], of_entry != 0
+
+    found = [probe(*_random_step(one, seed)) for seed in range(3)]
+    between = sum(b for _, b in found) > 0
+    unit = positions(plan)
+    same = unit[:, None] == unit[None, :]
+
+    def spread(step: Any, reached: Any) -> Any:
+        return jnp.tensordot(step.astype(jnp.float32), reached.astype(jnp.float32), 1) > 0
+
+    first = reached = [spread(same, sum(leaves) > 0) for leaves in zip(*(a for a, _ in found), strict=True)]
     for _ in range(n - 1):
-        reached = [
-            a | (jnp.tensordot(between.astype(jnp.float32), r.astype(jnp.float32), 1) > 0)
-            for a, r in zip(first, reached, strict=True)
-        ]
+        reached = [a | spread(same, spread(between, r)) for a, r in zip(first, reached, strict=True)]
     return reached
 
 
-def _random_step(plan: Plan, key: Any) -> tuple[Replay, list[Any]]:
-    def draw(aval: Any, i: int) -> Any:
-        if jnp.issubdtype(aval.dtype, jnp.inexact):
-            return jax.random.normal(jax.random.fold_in(key, i), aval.shape, aval.dtype)
-        return jnp.zeros(aval.shape, aval.dtype)
+def positions(plan: Plan) -> Any:
+    """The position of each hidden unit, numbered through all traced groups, in the order of `exit_function`."""
+    found, start = [], 0
+    for g in plan.traced:
+        size = math.prod(plan.transitions[g].group.varshape)
+        found += [jnp.arange(start, start + size)] * plan.num_states(g)
+        start += size
+    return jnp.concatenate(found)
 
-    minfo = plan.graph.module_info
-    others = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
-    states = [[draw(v.aval, 1000 + 10 * i + j)[None] for j, v in enumerate(s.invars)] for i, s in enumerate(others)]
-    args = [draw(v.aval, i)[None] for i, v in enumerate(minfo.arg_invars)]
-    theta = [draw(leaf, 5000 + i) for i, leaf in enumerate(plan.parameter_avals())]
-    return Replay((), states, args), theta
+
+def _random_step(plan: Plan, seed: int) -> tuple[Replay, list[Any]]:
+    rng = np.random.default_rng(seed)
+
+    def draw(aval: Any) -> Any:
+        values = rng.normal(size=aval.shape) if jnp.issubdtype(aval.dtype, jnp.inexact) else np.zeros(aval.shape)
+        return jnp.asarray(values, aval.dtype)
+
+    states = [[draw(v.aval)[None] for v in s.invars] for s in plan.states if s.kind is not StateKind.PARAMETER]
+    args = [draw(v.aval)[None] for v in plan.graph.module_info.arg_invars]
+    return Replay((), states, args), [draw(leaf) for leaf in plan.parameter_avals()]
