@@ -90,7 +90,9 @@ def lint(session: nox.Session) -> None:
     session.install(*LINT_TOOLS)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("pyright", "--project", ".", "--pythonpath", session.run("which", "python", silent=True, external=True).strip())
+    session.run(
+        "pyright", "--project", ".", "--pythonpath", session.run("which", "python", silent=True, external=True).strip()
+    )
 
 
 @nox.session

@@ -131,6 +131,13 @@ def sparse_matmul(
     OperandTypeError
         If an operand is not an array or has an integer dtype, or the pattern is traced.
 
+    Notes
+    -----
+    The product is a gather and a scatter of JAX on every backend, the cost of which grows with nnz, and needs no
+    optional package. The row kernels of brainevent 0.3.0 were measured against it on CPU, where they are compiled by
+    numba (300 to 4000 units, 1 to 10 % of entries, forward): 0.8 to 6 times its time for one sample in a loop, 3 to 7
+    times for a batch of 32. So brainevent's matrices are welcome as patterns and its kernels are not called.
+
     Examples
     --------
     >>> import jax.numpy as jnp
