@@ -59,9 +59,10 @@ def test_constant_derivatives_are_found_and_change_no_number(data, loss, distanc
     assert distance(*results) < 1e-5
 
 
-def test_single_steps_agree_too(data, loss, distance):
+@pytest.mark.parametrize("change", [None, "reset"])
+def test_single_steps_agree_too(data, loss, distance, change):
     xs, ys = data
-    learner = compile(Integrators(), D_RTRL, xs[0], batch_size=B)
+    learner = compile(Integrators(change), D_RTRL, xs[0], batch_size=B)
     whole = learner.etrace_grad(xs, ys, step_fn=lambda x, y: loss(learner(x), y), reduction="sum")
     learner.reset_state()
     gradient = brainstate.transform.jit(
@@ -73,7 +74,26 @@ def test_single_steps_agree_too(data, loss, distance):
     assert distance(total, whole) < 1e-5
 
 
-@pytest.mark.parametrize("change", ["position", "nonlinear", "reset"])
+@pytest.mark.parametrize("fold", [1, 3, 7])
+@pytest.mark.parametrize("options", [{}, {"vmap": True}, {"vjp_method": "multi-step", "window": 3}])
+def test_a_synapse_is_factored_in_front_of_a_membrane_that_is_not(data, loss, distance, options, fold):
+    xs, ys = data
+    learner, reference = (
+        compile(Integrators("reset"), a, xs[0], batch_size=B, **o) for a, o in ((D_RTRL, options), ("bptt", {}))
+    )
+    (trace,) = learner.etraces.value.values()
+    copies = B if "vmap" in options else 1
+    assert sum(v.size for v in jax.tree.leaves(trace)) == B * I + copies + B * I * H + B * H
+    assert "D and F into g are constants" in learner.report.notes
+    results = []
+    for f in (learner, reference):
+        f.reset_state()
+        how = {"fold": fold} if f is learner and "window" not in options else {}
+        results.append(f.etrace_grad(xs, ys, step_fn=lambda x, y, f=f: loss(f(x), y), reduction="sum", **how))
+    assert distance(*results) < 1e-5
+
+
+@pytest.mark.parametrize("change", ["position", "nonlinear"])
 def test_what_varies_is_not_factored(data, change):
     learner = compile(Integrators(change), D_RTRL, data[0][0], batch_size=B)
     assert is_factored(learner) == [False]

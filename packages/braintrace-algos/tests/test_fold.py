@@ -18,6 +18,8 @@ def test_a_window_equals_its_steps(model, data):
     xs, _ = data
     K, B, I, H, S = 5, xs.shape[1], 4, 5, 2
     plan = compile(model, D_RTRL, xs[0], batch_size=B).plan
+    plain = [c._replace(rule=getattr(c.rule, "rule", c.rule)) for c in plan.couplings]
+    plan = plan._replace(couplings=tuple(plain))  # in random D and F nothing is constant
     rng = np.random.default_rng(0)
     D, F, q = rng.normal(size=(K, S, S, B, H)), rng.normal(size=(K, S, B, H)), rng.normal(size=(K, S, B, H))
     D[2] = 0.0

@@ -15,7 +15,8 @@ def test_bytes_by_purpose(model):
     report = compiled(model, fold=7).memory_report()
     assert report.parameters == {"w": F32 * (I + 1) * H, "gain": F32 * H, "out": F32 * H * O}
     assert report.hidden == {"g": F32 * B * H, "v": F32 * B * H}
-    assert report.traces == {"w#0->g": 2 * F32 * B * (I + 1) * H, "gain#1->g": 2 * F32 * B * H}
+    # g filters its inputs, v has a number for each synapse.
+    assert report.traces == {"w#0->g": F32 * (B * I + 1 + B * (I + 1) * H), "gain#1->g": 2 * F32 * B * H}
     # For each position D (2 x 2), F of two operations and q; x and b of the operations; the weight of the loss.
     step = 10 * B * H + (B * I + B * H) + H + (B * H + B * O) + 1
     assert report.tape_per_step == F32 * step

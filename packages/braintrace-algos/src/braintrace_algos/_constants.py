@@ -1,4 +1,6 @@
-"""Exact factoring of traces whose D and F the compiler has proven constant (`braintrace_compiler.factorises`)."""
+"""Exact factoring of traces whose D and F the compiler has proven constant (`braintrace_compiler.factored_states`)."""
+
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
@@ -8,35 +10,69 @@ from braintrace_primitives import TraceRule
 class FactoredTraceRule(TraceRule):
     """The trace rule of an op behind constant derivatives: the inputs, filtered as the states filter them.
 
-    The trace is ``{"x": (S, *x), "one": (S,)}``: what ``sum_s D^{t-s} F`` makes of the inputs, and of a constant input
-    of one, for the weights that act beside the input (a bias). Factors, blocks and signals have the shapes that
-    `TraceRule` gives them; the first two are the same for all elements.
+    For the n states that factorise the trace is ``{"x": (n, *x), "one": (n,)}``: what ``sum_s D^{t-s} F`` makes of the
+    inputs, and of a constant input of one, for the weights that act beside the input (a bias). The other states, if
+    any, keep under "rest" the trace that they would have anyhow; to it, a filtered input is one more time step.
+    Factors, blocks and signals have the shapes that `TraceRule` gives them.
 
     Parameters
     ----------
     rule : TraceRule
         Of an op that is affine in its input.
+    states : sequence of int
+        Places of the states that factorise: they depend on the past of each other at most.
     """
 
-    def __init__(self, rule: TraceRule):
+    def __init__(self, rule: TraceRule, states: Sequence[int]):
         super().__init__(rule.fn)
-        self.rule = rule
+        self.rule, self.states = rule, tuple(states)
+
+    def _rest(self, num_states):
+        return tuple(s for s in range(num_states) if s not in self.states)
 
     def init(self, x, weights, y, num_states, params, dtype):
-        return {"x": jnp.zeros((num_states, *x.shape), dtype), "one": jnp.zeros(num_states, dtype)}
+        n, rest = len(self.states), len(self._rest(num_states))
+        trace = {"x": jnp.zeros((n, *x.shape), dtype), "one": jnp.zeros(n, dtype)}
+        return trace | ({"rest": self.rule.init(x, weights, y, rest, params, dtype)} if rest else {})
 
-    def accumulate(self, xs, factors, weights, params):
-        shared = factors.reshape(*factors.shape[:2], -1)[..., 0]
-        return {"x": jnp.tensordot(shared.T, xs.astype(shared.dtype), 1), "one": shared.sum(0)}
-
-    def decay(self, trace, blocks, params):
-        shared = blocks.reshape(*blocks.shape[:2], -1)[..., 0]
-        return {name: jnp.tensordot(shared, old, 1) for name, old in trace.items()}
+    def advance(self, trace, blocks, xs, factors, weights, params):
+        own, rest = self.states, self._rest(factors.shape[1])
+        x, one = trace["x"], trace["one"]
+        xs = xs.astype(x.dtype)
+        kept, added = _shared(_block(blocks, own, own), 2), _shared(factors[:, own, ...], 2)
+        new = {"x": jnp.tensordot(kept, x, 1) + jnp.tensordot(added.T, xs, 1), "one": kept @ one + added.sum(0)}
+        if not rest:
+            return new
+        across = jnp.moveaxis(_block(blocks, rest, own), 1, 0)
+        beside = across * (one - 1).reshape(-1, *(1,) * (across.ndim - 1))
+        return new | {
+            "rest": self.rule.advance(
+                trace["rest"],
+                _block(blocks, rest, rest),
+                jnp.concatenate([xs, x, jnp.zeros_like(x)]),
+                jnp.concatenate([factors[:, rest, ...], across, beside]),
+                weights,
+                params,
+            )
+        }
 
     def contract(self, trace, signal, weights, params):
-        x = trace["x"].astype(signal.dtype)
+        own, rest = self.states, self._rest(signal.shape[0])
+        x, sent = trace["x"].astype(signal.dtype), signal[own, ...]
         one = trace["one"].reshape(-1, *(1,) * (signal.ndim - 1)).astype(signal.dtype)
-        nothing = jnp.zeros_like(x)
-        through = self.rule.pullback(x, weights, signal, params)
-        beside = self.rule.pullback(nothing, weights, signal * (one - 1), params)
-        return {name: through[name] + beside[name] for name in weights}
+        parts = [
+            self.rule.pullback(x, weights, sent, params),
+            self.rule.pullback(jnp.zeros_like(x), weights, sent * (one - 1), params),
+        ]
+        if rest:
+            parts.append(self.rule.contract(trace["rest"], signal[rest, ...], weights, params))
+        return {name: sum(part[name] for part in parts) for name in weights}
+
+
+def _block(blocks, rows, columns):
+    return blocks[rows, ...][:, columns, ...]
+
+
+def _shared(values, lead):
+    """The value that all elements, after `lead` axes, have."""
+    return values.reshape(*values.shape[:lead], -1)[..., 0]

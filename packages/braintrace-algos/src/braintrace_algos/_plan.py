@@ -7,7 +7,16 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import ETraceGraph, Feed, FeedKind, LocalTransition, MarkedOperation, PerturbedStep, StateInfo
+from braintrace_compiler import (
+    ETraceGraph,
+    Feed,
+    FeedKind,
+    HiddenGroup,
+    LocalTransition,
+    MarkedOperation,
+    PerturbedStep,
+    StateInfo,
+)
 from braintrace_primitives import TraceRule
 from braintrace_primitives._jax_compat import Literal, eval_jaxpr
 
@@ -167,6 +176,11 @@ class Plan(NamedTuple):
             stacked[index] = jnp.stack([parts[i] for i in self.live[index]], axis=lead)
         return stacked
 
+    def live_names(self, group: int, places: Sequence[int]) -> list[str]:
+        """Names of the states at some places among the live ones of a group."""
+        paths = _path_of_each_state(self.transitions[group].group)
+        return list(dict.fromkeys(_dotted(paths[self.live[group][place]]) for place in places))
+
     def num_states(self, group: int) -> int:
         """S, the number of live states at each position of a group."""
         return len(self.live[group])
@@ -207,8 +221,12 @@ def _live_states(graph: ETraceGraph, step: PerturbedStep, index: int, everything
         for path, var in zip(perturb.perturb_hidden_paths, perturb.previous_vars, strict=True)
         if everything or var in used
     }
-    wide = [path for path, width in zip(group.hidden_paths, group.widths, strict=True) for _ in range(width or 1)]
-    return tuple(i for i, path in enumerate(wide) if path in read)
+    return tuple(i for i, path in enumerate(_path_of_each_state(group)) if path in read)
+
+
+def _path_of_each_state(group: HiddenGroup) -> list[Any]:
+    """Path of each state of a position; a `HiddenGroupState` holds several."""
+    return [path for path, width in zip(group.hidden_paths, group.widths, strict=True) for _ in range(width or 1)]
 
 
 def _dotted(path: Sequence[Any]) -> str:

@@ -17,7 +17,7 @@ from braintrace_primitives._jax_compat import hide_frames as _hide_frames
 
 from ._certificate import Certificate as Certificate
 from ._certificate import Omission as Omission
-from ._constant_factors import factorises as factorises
+from ._constant_factors import factored_states as factored_states
 from ._control_flow import ControlFlowPolicy as ControlFlowPolicy
 from ._derivatives import differentiate as differentiate
 from ._derivatives import true_diagonals as true_diagonals

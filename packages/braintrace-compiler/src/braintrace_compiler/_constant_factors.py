@@ -64,31 +64,43 @@ def constant_outputs(function: Callable[..., Sequence[Any]], avals: Iterable[Any
     return [next(values) if is_known else None for is_known in known]
 
 
-def factorises(
-    transition: LocalTransition, slot: int, feed: Feed, operation: MarkedOperation, states: Sequence[int]
-) -> bool:
-    """Whether the trace of an operation into some states of a group is an outer product in all but name.
+def factored_states(
+    transition: LocalTransition, slots: Sequence[int], feed: Feed, operation: MarkedOperation, states: Sequence[int]
+) -> tuple[int, ...]:
+    """The states of a group whose trace of an operation is an outer product in all but name.
 
     Where D and F depend on no data, position or time, e^t = sum_s (D^{t-s} F) ⊗ x^s holds one filtered input for each
-    state instead of one number for each synapse and state: B · I · S in place of B · I · O · S.
+    state instead of one number for each synapse and state: B · I · S in place of B · I · O · S. A state factorises if
+    F into it is one number, and it depends on the past of no state but of those that factorise too, by one number each.
 
     Parameters
     ----------
     transition : LocalTransition
-    slot : int
-        Number of the operation among ``transition.y_vars``.
+    slots : sequence of int
+        Numbers of the operation, and of further uses of its weight, among ``transition.y_vars``.
     feed : Feed
     operation : MarkedOperation
     states : sequence of int
         Ordinals of the states that carry a trace.
+
+    Returns
+    -------
+    tuple of int
+        Places among `states`.
     """
-    return (
-        transition.remembers
-        and feed.kind in (FeedKind.SAME, FeedKind.GATHER)
-        and transition.constants.decays(states)
-        and transition.constants.drives(slot, states)
-        and is_affine_in_input(operation)
-    )
+    if not transition.remembers or feed.kind not in (FeedKind.SAME, FeedKind.GATHER):
+        return ()
+    if not is_affine_in_input(operation):
+        return ()
+    constants = transition.constants
+    kept = {s for s in states if all(constants.F[slot][s] is not None for slot in slots)}
+
+    def closed(s: int) -> bool:
+        return all(constants.D[s][r] is not None if r in kept else constants.D[s][r] == 0 for r in states)
+
+    while lost := {s for s in kept if not closed(s)}:
+        kept -= lost
+    return tuple(place for place, s in enumerate(states) if s in kept)
 
 
 def is_affine_in_input(operation: MarkedOperation) -> bool:

@@ -111,6 +111,19 @@ class TraceRule:
         """
         raise NotImplementedError
 
+    def advance(
+        self,
+        trace: Arrays,
+        blocks: Any,
+        xs: Any,
+        factors: Any,
+        weights: Mapping[str, Any],
+        params: Mapping[str, Any],
+    ) -> Arrays:
+        """The trace at the end of a window: what `decay` leaves of it, and what `accumulate` adds."""
+        kept, added = self.decay(trace, blocks, params), self.accumulate(xs, factors, weights, params)
+        return {name: (old + added[name]).astype(trace[name].dtype) for name, old in kept.items()}
+
     def contract(self, trace: Arrays, signal: Any, weights: Mapping[str, Any], params: Mapping[str, Any]) -> Arrays:
         """Weight gradient from a learning signal: the sum over states and positions of ``signal · trace``.
 

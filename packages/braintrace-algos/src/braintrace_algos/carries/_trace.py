@@ -11,7 +11,7 @@ from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._step import Derivatives, StepResult, local_derivatives
-from braintrace_compiler import factorises
+from braintrace_compiler import factored_states
 
 from ._base import Carry
 from ._recursion import backwards, past_signals, state_signals
@@ -23,24 +23,28 @@ class TraceCarry(Carry):
     every_state = False
 
     def prepare(self, plan: Plan) -> Plan:
-        """Traces that are proven to factorise are kept factorised."""
-
-        def factored(c: Coupling) -> bool:
-            transition, operation = plan.transitions[c.group], plan.operations[c.operation]
-            return c.group in plan.traced and factorises(transition, c.slot, c.feed, operation, plan.live[c.group])
-
-        unproven = {c.trace for c in plan.couplings if not factored(c)}
-        return plan._replace(
-            couplings=tuple(
-                c if c.trace in unproven else c._replace(rule=FactoredTraceRule(c.rule)) for c in plan.couplings
+        """Traces that are proven to factorise, in part or whole, are kept factorised."""
+        rules = {}
+        for key, (c, *others) in plan.traces.items():
+            states = factored_states(
+                plan.transitions[c.group],
+                [c.slot, *(use.slot for use in others)],
+                c.feed,
+                plan.operations[c.operation],
+                plan.live[c.group],
             )
-        )
+            if states:
+                rules[key] = FactoredTraceRule(c.rule, states)
+        return plan._replace(couplings=tuple(c._replace(rule=rules.get(c.trace, c.rule)) for c in plan.couplings))
 
     def remarks(self, plan: Plan) -> list[str]:
-        factored = [trace for trace, uses in plan.traces.items() if isinstance(uses[0].rule, FactoredTraceRule)]
-        if not factored:
-            return []
-        return [f"D and F are constants: the traces {', '.join(factored)} are kept as filtered inputs, exactly."]
+        return [
+            f"D and F into {', '.join(names)} are constants: that part of the trace {key} is kept as filtered inputs, "
+            "exactly."
+            for key, (c, *_) in plan.traces.items()
+            if isinstance(c.rule, FactoredTraceRule)
+            for names in [plan.live_names(c.group, c.rule.states)]
+        ]
 
     def observe(self, plan: Plan, result: StepResult) -> Derivatives:
         return local_derivatives(plan, result)
@@ -169,11 +173,10 @@ def _exit_one(
     # Each further use of a weight is so many more time steps to the sum.
     factors = _joined([PF[use.key][kept].astype(dtype) for use in uses])
     inputs = None if x[c.operation] is None else _joined([x[use.operation][kept] for use in uses])
-    added = rule.accumulate(inputs, factors, weights[c.operation], params)
     if P is None:
+        added = rule.accumulate(inputs, factors, weights[c.operation], params)
         return jax.tree.map(lambda value: value.astype(dtype), added)
-    decayed = rule.decay(trace, spread(c.feed, P, 2).astype(dtype), params)
-    return jax.tree.map(lambda old, value: (old + value).astype(dtype), decayed, added)
+    return rule.advance(trace, spread(c.feed, P, 2).astype(dtype), inputs, factors, weights[c.operation], params)
 
 
 def _joined(parts: Sequence[Any]) -> Any:
