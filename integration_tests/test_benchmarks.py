@@ -23,3 +23,21 @@ def test_smallest_profile(tmp_path):
     assert sides["multi-step 64"]["difference"] < 1e-5
     assert sides["strict D-RTRL"]["difference"] > 1e-2
     assert report["machine"]["bytes_per_s"] > 0
+
+
+def test_operations(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    out = tmp_path / "report.json"
+    command = [sys.executable, "-m", "benchmarks.operations", "--profile", "smoke", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert all(line["same_program"] and line["ratio"] > 0 for line in report["overhead"])
+    traces = {line["operation"]: line["trace_bytes"] for line in report["families"]}
+    assert all(name in done.stdout for name in traces)
+    states_and_batch = 4 * 2 * 2
+    assert traces["sparse 20 x 20, nnz 20"] == states_and_batch * 20
+    assert traces["LoRA 20 x 2 x 20, carry_b=True"] == traces["dense 20 x 20"] == states_and_batch * 20 * 20
+    assert traces["LoRA 20 x 2 x 20, carry_b=False"] == states_and_batch * 2 * 20
+    assert traces["conv 3 x 3, 5 x 5 x 2"] == states_and_batch * 5 * 5 * 2 * 3 * 3 * 2
+    assert traces["embedding 10 x 2"] == states_and_batch * 10 * 2

@@ -1,3 +1,4 @@
+import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +6,8 @@ import pytest
 
 from braintrace_algos import BPTT, D_RTRL, UORO, LearnerError, compare_gradients, compile
 from braintrace_algos._tables import Table, readable_bytes
+from braintrace_primitives import lora_matmul
+from braintrace_primitives.testing import draw
 
 
 def compiled(model, data, algorithm=D_RTRL, **options):
@@ -35,6 +38,33 @@ def test_the_table_shows_what_the_strict_rule_loses(recurrent_model, data, loss,
     assert "recurrent mixing" in table["w"].certificate
     assert table["out"].relative_error < 1e-5
     assert 1e-3 < table.total.relative_error < 1
+
+
+class LowRank(brainstate.nn.Module):
+    """A leaky layer behind a product of low rank."""
+
+    def __init__(self, carry_b):
+        super().__init__()
+        self.carry_b = carry_b
+        self.b = brainstate.ParamState(0.5 * draw((4, 2), jnp.float32))
+        self.a = brainstate.ParamState(0.5 * draw((2, 2), jnp.float32))
+
+    def init_state(self, batch_size=None):
+        self.v = brainstate.HiddenState(jnp.zeros((batch_size, 2)))
+
+    def update(self, x):
+        self.v.value = jnp.tanh(self.v.value) + lora_matmul(x, self.b.value, self.a.value, carry_b=self.carry_b)
+        return self.v.value
+
+
+def test_only_the_weight_that_is_told_to_go_without_a_trace_loses_credit(data, loss):
+    for carry_b in (True, False):
+        learner = compiled(LowRank(carry_b), data, fold=1)
+        table = compare_gradients(learner, *data, step_fn=lambda x, y, learner=learner: loss(learner(x), y))
+        assert table["a"].relative_error < 1e-5
+        assert (table["b"].relative_error < 1e-5) == carry_b
+        assert carry_b or table["b"].relative_error > 0.05
+        assert ("not carried" in table["b"].certificate) == (not carry_b)
 
 
 def test_a_learner_is_untouched_and_its_past_ignored(recurrent_model, data, loss):

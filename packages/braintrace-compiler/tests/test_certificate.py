@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from compiler_models import H, I, Model, array, gains, gated, graph, leaky, recurrent, two_layers
 
 from braintrace_compiler import Omission
-from braintrace_primitives import matmul
+from braintrace_primitives import lora_matmul, matmul
 
 
 def omissions(model, *args):
@@ -38,6 +38,19 @@ def test_a_layer_without_memory_takes_nothing_from_the_one_below():
 
     model = Model(step, {"w": array(I, H), "u": array(H, H)}, {"a": array(H), "b": array(H)})
     assert omissions(model) == {"w": [], "u": []}
+
+
+def test_a_weight_that_is_told_to_go_without_a_trace():
+    for carry_b in (True, False):
+
+        def step(m, x, carry_b=carry_b):
+            m.v.value = 0.9 * m.v.value + lora_matmul(x, m.b.value, m.a.value, carry_b=carry_b)
+            return m.v.value
+
+        model = Model(step, {"b": array(I, 1), "a": array(1, H)}, {"v": array(H)})
+        assert omissions(model) == {"b": [] if carry_b else ["NOT_CARRIED"]}
+        (line,) = (line for line in str(graph(model).report()).splitlines() if line.startswith("etp_lora_mv (b, a):"))
+        assert ("effective weight" in line) == carry_b
 
 
 def test_through_another_op():

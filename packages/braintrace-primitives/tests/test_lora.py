@@ -50,6 +50,15 @@ def test_without_the_carry_of_b_only_b_loses_credit():
     assert jnp.abs(exact["B"]).max() > 1
 
 
+def test_what_is_carried_is_told():
+    assert RULE.uncarried(params(True)) == ()
+    assert RULE.uncarried(params(False)) == ("B",)
+    assert "effective weight" in RULE.remark(params(True))
+    assert "B ends with the window" in RULE.remark(params(False))
+    dense = bp.get_primitive_spec(bp.etp_mm_p).trace_rule
+    assert (dense.uncarried({"has_bias": True}), dense.remark({"has_bias": True})) == ((), "")
+
+
 def test_the_thin_carry_decays_like_the_exact_one():
     blocks, signal = draw((1, 1, 2, 40), jnp.float32), FACTORS[0]
     exact, thin = (

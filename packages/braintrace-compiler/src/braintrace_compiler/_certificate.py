@@ -27,6 +27,8 @@ class Omission(enum.Enum):
     """The weight also, or only, reaches hidden states through another ETP operation."""
     POSITION_MIXING = "position mixing"
     """Positions are mixed in the transition, or on the way from the operation into it."""
+    NOT_CARRIED = "not carried"
+    """The operation was told to keep no trace of one of its weights, such as `lora_matmul` with ``carry_b=False``."""
 
 
 class Certificate(NamedTuple):
@@ -78,6 +80,8 @@ def certify(
         unmatched = _groups_at(reach.apart, groups, k) & ~own & remembering
         if own & mixed or unmatched or (relation and any(f.kind is FeedKind.DIAGONAL for f in relation.feeds)):
             found.append(Omission.POSITION_MIXING)
+        if own & remembering and operation.spec.trace_rule.uncarried(operation.eqn.params):
+            found.append(Omission.NOT_CARRIED)
         certificates.append(Certificate(operation, tuple(found)))
     return tuple(certificates)
 

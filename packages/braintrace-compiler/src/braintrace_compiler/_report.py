@@ -144,7 +144,20 @@ def make_report(graph: "ETraceGraph") -> CompilationReport:
         )
     serious = [r for r in graph.diagnostics if r.level is not DiagnosticLevel.INFO]
     readouts = {"relation_excluded_non_temporal"}
-    return CompilationReport(groups, tuple(operations), render(r for r in serious if r.kind.value not in readouts))
+    notes = [render(r for r in serious if r.kind.value not in readouts), *_remarks(graph)]
+    return CompilationReport(groups, tuple(operations), "\n".join(filter(None, notes)))
+
+
+def _remarks(graph: "ETraceGraph") -> list[str]:
+    """What the operations that carry a trace say of it."""
+    remarks = []
+    for relation in graph.hidden_param_op_relations:
+        operation = relation.operation
+        remark = operation.spec.trace_rule.remark(operation.eqn.params)
+        if remark and trace_bytes(graph, relation):
+            names = ", ".join(_dotted(p) for p in operation.parameter_paths)
+            remarks.append(f"{operation.spec.name} ({names}): {remark}")
+    return remarks
 
 
 def trace_bytes(graph: "ETraceGraph", relation: HiddenParamOpRelation) -> int:

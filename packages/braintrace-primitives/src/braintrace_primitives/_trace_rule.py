@@ -138,6 +138,14 @@ class TraceRule:
         trace = jax.eval_shape(lambda: self.init(x, weights, y, num_states, params, jnp.float32))
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trace))
 
+    def uncarried(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the weights that the trace leaves out: their credit ends with the window."""
+        return ()
+
+    def remark(self, params: Mapping[str, Any]) -> str:
+        """What a report should say of the trace, a sentence or nothing."""
+        return ""
+
 
 class GenericTraceRule(TraceRule):
     """Full Jacobian trace of shape (S, *y, *w) per weight, for any op that is linear in its weights.

@@ -74,6 +74,14 @@ class LoRATraceRule(TraceRule):
             grads |= {"B": jnp.zeros(weights["B"].shape, weights["B"].dtype), "A": total("A", 2)}
         return {name: cast_like(grads[name], w) for name, w in weights.items()}
 
+    def uncarried(self, params):
+        return () if params["carry_b"] else ("B",)
+
+    def remark(self, params):
+        if params["carry_b"]:
+            return "the trace of B is that of the effective weight B @ A, I x O; carry_b=False does without"
+        return "carry_b=False: only A is carried, r x O, and the credit of B ends with the window"
+
 
 def _lora_matmul(x, B, A, bias=None, *, alpha, has_bias, carry_b):
     y = alpha * ((x @ B) @ A)
