@@ -33,7 +33,9 @@ class _Builder:
         return len(self.nodes) - 1
 
     def _weight(self, kind: str, shape: tuple[int, ...]) -> None:
-        chains = ["itself", "twice", "sine", "masked", "product"] + (["transposed"] if kind == "matmul" else [])
+        chains = ["itself", "twice", "sine", "product"] + (["transposed"] if kind == "matmul" else [])
+        if shape != (1,):  # whose only element the mask would hide
+            chains.append("masked")
         chain = self.pick(*chains)
         wanted = shape[::-1] if chain == "transposed" else shape
         names = []

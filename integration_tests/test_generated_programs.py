@@ -125,7 +125,7 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=30, **OPTIONS)
+@settings(max_examples=50, **OPTIONS)
 @given(programs())
 def test_programs(program):
     check(program)

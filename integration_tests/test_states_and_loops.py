@@ -124,7 +124,46 @@ def until_it_is_large(v: Any, x: Any, w: Any) -> Any:
     return 0.3 * jax.lax.while_loop(lambda v: jnp.abs(v).max() < 2, lambda v: 1.3 * v + 0.5 * jnp.sin(v) + y + 0.1, v)
 
 
-LOOPS = {f.__name__: f for f in (in_a_loop, around_a_loop, brainstate_loop, branching, until_it_is_large)}
+def switching(v: Any, x: Any, w: Any) -> Any:
+    index = jnp.clip(jnp.floor(2 * x.sum()), 0, 2).astype(int)
+    y = jax.lax.switch(
+        index, [lambda: braintrace.matmul(x, w), lambda: jnp.sin(braintrace.matmul(2 * x, w)), lambda: jnp.ones_like(v)]
+    )
+    return 0.9 * v + y
+
+
+def loop_in_a_branch(v: Any, x: Any, w: Any) -> Any:
+    """Both open: the branch becomes a choice, the loop of forty iterations is followed as a whole."""
+
+    def many(v: Any) -> Any:
+        return jax.lax.fori_loop(0, 40, lambda k, v: 0.98 * v + 0.1 * jnp.tanh(braintrace.matmul((k + 1) * x, w)), v)
+
+    return jax.lax.cond(x.sum() > 0, many, lambda v: 0.5 * v + braintrace.matmul(x, w), v)
+
+
+def loops_in_loops(v: Any, x: Any, w: Any) -> Any:
+    """A loop of unknown length inside one of known length, a marked operation before both."""
+    y = jnp.tanh(braintrace.matmul(x, w))
+
+    def substep(k: Any, v: Any) -> Any:
+        return 0.3 * jax.lax.while_loop(lambda v: jnp.abs(v).max() < 2, lambda v: 1.3 * v + jnp.sin(v) + y + 0.1, v)
+
+    return jax.lax.fori_loop(0, 2, substep, v)
+
+
+LOOPS = {
+    f.__name__: f
+    for f in (
+        in_a_loop,
+        around_a_loop,
+        brainstate_loop,
+        branching,
+        until_it_is_large,
+        switching,
+        loop_in_a_branch,
+        loops_in_loops,
+    )
+}
 
 
 @pytest.mark.parametrize("name", LOOPS)

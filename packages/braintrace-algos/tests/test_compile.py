@@ -1,4 +1,5 @@
 import brainstate
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -44,6 +45,26 @@ def test_a_model_without_marks_is_told_how_to_mark(model):
         compile(Plain(), D_RTRL, jnp.zeros(4))
     assert "('w',)" in str(error.value)
     assert "braintrace.matmul" in str(error.value)
+
+
+def test_a_model_without_traces_is_told_why():
+    """What came nearest, and where."""
+
+    class Pooled(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.ones((4, 7)))
+
+        def init_state(self, batch_size=None):
+            self.h = brainstate.HiddenState(jnp.zeros(5))
+
+        def update(self, x):
+            self.h.value = 0.5 * self.h.value + jax.nn.softmax(matmul(x, self.w.value))[:5]
+            return self.h.value
+
+    wanted = r"(?s)etp_mv\(\('w',\)\) gives \(7,\), mixed on its way to the positions \(5,\).*test_compile\.py"
+    with pytest.warns(UserWarning, match="SHAPE_MISMATCH"), pytest.raises(CompilationError, match=wanted):
+        compile(Pooled(), D_RTRL, jnp.zeros(4))
 
 
 def test_a_model_without_memory_is_refused():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from compiler_models import H, I, Model, array, graph
 
+from braintrace_compiler import NotSupportedError
 from braintrace_primitives import matmul
 
 
@@ -65,3 +66,24 @@ def test_a_call_without_marked_operations_stays():
 
     names = [e.primitive.name for e in graph(Model(step, {"w": array(I, H)}, {"v": array(H)})).module_info.jaxpr.eqns]
     assert "custom_jvp_call" in names
+
+
+@jax.custom_vjp
+def surrogate_layer(x, w):
+    return (matmul(x, w) > 0).astype(x.dtype)
+
+
+surrogate_layer.defvjp(
+    lambda x, w: (surrogate_layer(x, w), (x, w)), lambda saved, g: (g @ saved[1].T, jnp.outer(saved[0], g))
+)
+
+
+def test_a_rule_that_replaces_the_derivative_of_an_operation_is_refused():
+    """Opened, it would silently have no gradient at all."""
+
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + surrogate_layer(x, m.w.value)
+        return m.v.value
+
+    with pytest.raises(NotSupportedError, match=r"(?s)test_canonicalize\.py.*spike\(matmul"):
+        graph(Model(step, {"w": array(I, H)}, {"v": array(H)}))

@@ -75,6 +75,21 @@ def test_position_mixing_on_the_way_in():
     assert omissions_of_mixing(model) == {"w": ["POSITION_MIXING"]}
 
 
+def test_time_varying_weights():
+    """A readout has no memory to miss; a bias beside such a weight is named."""
+
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + matmul(x, m.w.value * x.sum(), m.b.value)
+        return matmul(m.v.value, m.out.value * x.sum())
+
+    model = Model(step, {"w": array(I, H), "b": array(H), "out": array(H, 2)}, {"v": array(H)})
+    assert omissions_of_mixing(model) == {"w": ["TIME_VARYING_WEIGHT"], "out": []}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        records = [r for r in graph(model).diagnostics if r.kind.name == "TIME_VARYING_WEIGHT"]
+    assert ["its bias ('b',)" in r.message for r in records] == [True, False]
+
+
 def omissions_of_mixing(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -192,6 +192,46 @@ def test_while_loops_that_mix_are_refused_on_the_way_of_a_gradient():
         graph(counted(lambda v: jnp.roll(v, 1)))
 
 
+def in_a_loop(advance):
+    return lambda v: jax.lax.fori_loop(0, 2, lambda k, v: advance(v), v)
+
+
+def in_a_branch(advance):
+    return lambda v: jax.lax.cond(v.sum() > 0, advance, lambda v: 0.5 * v, v)
+
+
+def until_large(between):
+    return lambda v: 0.3 * jax.lax.while_loop(lambda v: jnp.abs(v).max() < 2, lambda v: 1.3 * between(v) + 0.1, v)
+
+
+@pytest.mark.parametrize("around", [in_a_loop, in_a_branch, lambda advance: in_a_loop(in_a_branch(advance))])
+def test_while_loops_inside_others(around):
+    """Opened where they keep positions, refused where they mix them."""
+
+    def step(between):
+        def run(m, x):
+            m.v.value = around(until_large(between))(m.v.value) + matmul(x, m.w.value)
+            return m.v.value
+
+        return model(run)
+
+    m, x = step(lambda v: v), jnp.array([0.3, -0.2])
+    assert not graph(m, x).hidden_perturb.transitions[0].mixes
+    perturbed = Perturbed(m, x)
+    np.testing.assert_allclose(perturbed.run(*perturbed.zeros())[0], m(x), rtol=1e-6)
+    with pytest.raises(NotSupportedError, match=r"(?s)`while` loop mixes positions.*test_control_flow\.py"):
+        graph(step(lambda v: jnp.roll(v, 1)))
+
+
+def test_marked_operations_in_while_loops_are_refused():
+    def step(m, x):
+        m.v.value = jax.lax.while_loop(lambda v: v.sum() < 3, lambda v: v + matmul(x, m.w.value), m.v.value)
+        return m.v.value
+
+    with pytest.raises(NotSupportedError, match=r"(?s)inside `while`.*test_control_flow\.py.*closed=\"exclude\""):
+        graph(model(step))
+
+
 def test_while_loops_over_data_alone_are_left_alone():
     def step(m, x):
         x = jax.lax.while_loop(lambda x: x.sum() < 3, lambda x: jnp.roll(x, 1) + 1, x)

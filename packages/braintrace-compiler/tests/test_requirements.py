@@ -20,7 +20,7 @@ def test_strict_accepts_exact_models():
     [
         (recurrent, r"etp_mv\(\('w',\)\) omits recurrent mixing \(.*compiler_models\.py"),
         (gated, r"\('wr',\)\) omits through another op"),
-        (time_varying, "its weight depends on data"),
+        (time_varying, "omits time-varying weight"),
         (plain_parameter, r"parameter \('tau',\)"),
         (mixing_feed, "omits position mixing"),
     ],

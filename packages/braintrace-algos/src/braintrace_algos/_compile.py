@@ -202,6 +202,17 @@ def _place(model: Any, path: Sequence[Any], state: brainstate.State) -> None:
         setattr(model, last, state)
 
 
+_NEAR_MISSES = (
+    DiagnosticKind.RELATION_EXCLUDED_SHAPE_MISMATCH,
+    DiagnosticKind.RELATION_EXCLUDED_WEIGHT_TO_WEIGHT,
+    DiagnosticKind.RELATION_EXCLUDED_NON_TEMPORAL,
+    DiagnosticKind.RELATION_EXCLUDED_NO_PARAMSTATE,
+    DiagnosticKind.TIME_VARYING_WEIGHT,
+    DiagnosticKind.WEIGHT_IN_CONTROL_FLOW,
+)
+"""Why a marked operation has no trace."""
+
+
 def require_learnable(graph: ETraceGraph) -> None:
     """Refuse a model that has nothing to learn online."""
     minfo = graph.module_info
@@ -215,9 +226,16 @@ def require_learnable(graph: ETraceGraph) -> None:
     if not graph.hidden_param_op_relations:
         plain = [r.weight_path for r in graph.diagnostics if r.kind is DiagnosticKind.PLAIN_PARAMETER_TEMPORAL]
         marked = [op.weight_path for op in graph.hidden_perturb.operations]
+        reasons = [
+            f"{r.message} ({r.context['source']})"
+            for r in graph.diagnostics
+            if r.kind in _NEAR_MISSES and "source" in r.context
+        ]
         raise CompilationError(
             "No marked operation drives a hidden state, so there is nothing to trace.",
-            found=f"marked weights {marked}; parameters that feed hidden states unmarked: {plain}",
+            found="\n".join(
+                [f"marked weights {marked}; parameters that feed hidden states unmarked: {plain}", *reasons]
+            ),
             expected="at least one ETP operation between a parameter and a hidden state",
             fix="replace `x @ w` by braintrace.matmul(x, w), `w * h` by braintrace.element_wise(w) * h, or use "
             "braintrace.nn layers",

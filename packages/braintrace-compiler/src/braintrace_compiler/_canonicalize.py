@@ -6,6 +6,7 @@ from typing import Any
 from braintrace_primitives._jax_compat import custom_jvp_call_p, custom_vjp_call_p, jit_p, remat_p
 
 from ._control_flow import ControlFlow, ControlFlowPolicy
+from ._custom_rules import CUSTOM_RULES, require_own_derivative
 from ._descent import LoopedOperation
 from ._diagnostics import CompilationRecord
 from ._jaxpr import Jaxpr, JaxprEqn, Opening, Var, bodies, inline, name_literal_outputs
@@ -33,7 +34,8 @@ def canonicalize(
     Raises
     ------
     NotSupportedError
-        If an ETP operation stands inside control flow that the policy does not open.
+        If an ETP operation stands inside control flow that the policy does not open, or under a derivative rule that
+        is not its own.
     """
     control_flow = ControlFlow(policy or ControlFlowPolicy())
 
@@ -41,7 +43,7 @@ def canonicalize(
         if eqn.primitive is jit_p:
             return _open_call
         if not any(map(control_flow.holds_marked, bodies(eqn))):
-            return reversible(eqn)
+            return reversible(eqn) or control_flow.around_while(eqn)
         return _open_call if eqn.primitive in _CALLS else control_flow.expand(eqn)
 
     program, values = name_literal_outputs(*inline(jaxpr, consts, expand))
@@ -49,4 +51,6 @@ def canonicalize(
 
 
 def _open_call(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    if eqn.primitive in CUSTOM_RULES:
+        require_own_derivative(eqn)
     return opening.call(eqn.params[_CALLS.get(eqn.primitive, "jaxpr")], operands)

@@ -11,7 +11,7 @@ from ._flow import influence, join_bits, numbers, seeds_of
 from ._hidden_groups import HiddenGroup, recurrent_operations
 from ._jaxpr import Var
 from ._module_info import ModuleInfo
-from ._operations import MarkedOperation
+from ._operations import MarkedOperation, time_varying_operations
 from ._reach import reach_of
 from ._relations import HiddenParamOpRelation
 
@@ -29,6 +29,8 @@ class Omission(enum.Enum):
     """Positions are mixed in the transition, or on the way from the operation into it."""
     NOT_CARRIED = "not carried"
     """The operation was told to keep no trace of one of its weights, such as `lora_matmul` with ``carry_b=False``."""
+    TIME_VARYING_WEIGHT = "time-varying weight"
+    """The weight depends on data or state: no trace follows it, nor a bias beside it."""
 
 
 class Certificate(NamedTuple):
@@ -57,7 +59,7 @@ def certify(
     relations: Sequence[HiddenParamOpRelation],
     transitions: Sequence[LocalTransition],
 ) -> tuple[Certificate, ...]:
-    """The certificate of each marked operation, in the order of `operations`."""
+    """The certificate of each marked operation, in the order of `operations`; those of time-varying weights last."""
     mixing = _union(recurrent_operations(minfo, groups).values())
     remembering = _bits(t.group.index for t in transitions if t.remembers) | mixing
     driven = driven_groups(minfo, groups)
@@ -83,6 +85,11 @@ def certify(
         if own & remembering and operation.spec.trace_rule.uncarried(operation.eqn.params):
             found.append(Omission.NOT_CARRIED)
         certificates.append(Certificate(operation, tuple(found)))
+    for operation in time_varying_operations(minfo):
+        reached = influence(minfo.jaxpr.eqns, {operation.y_var: 1})
+        lasting = [v for g in groups if remembering >> g.index & 1 for v in g.hidden_outvars]
+        found = (Omission.TIME_VARYING_WEIGHT,) if join_bits(reached, lasting) else ()
+        certificates.append(Certificate(operation, found))
     return tuple(certificates)
 
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_primitives import is_etp_primitive
-from braintrace_primitives._jax_compat import cond_p, scan_arity, scan_p
+from braintrace_primitives._jax_compat import cond_p, jit_p, scan_arity, scan_p, while_p
 
 from ._descent import Descent, LoopedOperation, Refusal
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel
 from ._errors import CompilationError, NotSupportedError
-from ._jaxpr import JaxprEqn, Opening, Var, bodies, source_line
+from ._jaxpr import JaxprEqn, Opening, Var, bodies, eval_jaxpr, source_line
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,18 @@ class ControlFlow:
         self._refuse(eqn)
         return None
 
+    def around_while(self, eqn: JaxprEqn) -> Callable[[Opening, JaxprEqn, Sequence[Any]], Sequence[Any]] | None:
+        """How to write a loop or branch around a ``while`` loop, so that the latter is opened; None for any other."""
+        if not any(map(_holds_while, bodies(eqn))):
+            return None
+        return {scan_p: self._follow, cond_p: _branch}.get(eqn.primitive)
+
+    def _follow(self, opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        try:
+            return Descent(opening, eqn, operands, self.looped).run()[0]
+        except Refusal:
+            return opening.keep(eqn, operands)
+
     def _descend(self, opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         length = eqn.params["length"]
         try:
@@ -179,6 +191,33 @@ def _select(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[An
     index, *operands = operands
     branches = [opening.call(body, operands) for body in eqn.params["branches"]]
     return [opening.apply(_choose, index, *cases)[0] for cases in zip(*branches, strict=True)]
+
+
+def _branch(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """A ``cond`` or ``switch`` with its branches opened; only one is evaluated."""
+    if eqn.effects:
+        return opening.keep(eqn, operands)
+    opened = [opening.open_body(body) for body in eqn.params["branches"]]
+    counts = [len(constants) for _, constants in opened]
+
+    def run(index: jax.Array, *values: Any) -> list[Any]:
+        lead, shared = values[: sum(counts)], values[sum(counts) :]
+        starts = [sum(counts[:k]) for k in range(len(counts))]
+        cases = [
+            lambda body=body, own=lead[start : start + count]: eval_jaxpr(body, *own, *shared)
+            for (body, _), start, count in zip(opened, starts, counts, strict=True)
+        ]
+        return jax.lax.switch(index.astype(jnp.int32), cases)
+
+    index, *shared = operands
+    return opening.apply(run, index, *(v for _, constants in opened for v in constants), *shared, source=eqn)
+
+
+def _holds_while(jaxpr: Any) -> bool:
+    return any(
+        e.primitive is while_p or (e.primitive in (scan_p, cond_p, jit_p) and any(map(_holds_while, bodies(e))))
+        for e in jaxpr.eqns
+    )
 
 
 def _choose(index: jax.Array, *cases: jax.Array) -> jax.Array:

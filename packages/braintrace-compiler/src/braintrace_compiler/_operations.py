@@ -1,6 +1,6 @@
 """Marked operations, and the way from their weight operands back to parameters."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from braintrace_primitives import ETPPrimitiveSpec, get_primitive_spec
@@ -124,30 +124,44 @@ def find_marked_operations(
 
     An operation whose weight depends on data or state, or on no parameter, is left to ordinary differentiation.
     """
+    in_time, operations, records = _varying_in_time(minfo), [], []
+    for operation in _all_operations(minfo):
+        if not operation.parameter_paths:
+            records.append(_without_parameter(operation.eqn))
+        elif any(v in in_time for v in operation.weight_vars.values()):
+            records.append(_time_varying(operation, in_time))
+        else:
+            operations.append(operation)
+    return tuple(operations), tuple(records)
+
+
+def time_varying_operations(minfo: ModuleInfo) -> tuple[MarkedOperation, ...]:
+    """The operations with a parameter behind a weight that depends on data or state, in the order of the program."""
+    in_time = _varying_in_time(minfo)
+    return tuple(
+        op for op in _all_operations(minfo) if op.parameter_paths and any(v in in_time for v in op.weight_vars.values())
+    )
+
+
+def _varying_in_time(minfo: ModuleInfo) -> Mapping[Var, int]:
+    """The variables that depend on data or state."""
     varying = {
         *minfo.arg_invars,
         *(v for s in minfo.states if s.kind is not StateKind.PARAMETER for v in s.invars),
     }
-    in_time = influence(minfo.jaxpr.eqns, dict.fromkeys(varying, 1), derivative=False)
+    return influence(minfo.jaxpr.eqns, dict.fromkeys(varying, 1), derivative=False)
+
+
+def _all_operations(minfo: ModuleInfo) -> Iterator[MarkedOperation]:
     producers = build_producer_map(minfo.jaxpr)
     parameter_of = minfo.invar_to_weight_path
-
-    operations, records = [], []
     for eqn in filter(is_marked, minfo.jaxpr.eqns):
         spec = get_primitive_spec(eqn.primitive)
         operands = {name: eqn.invars[i] for name, i in spec.trainable_invars(eqn.params).items()}
         operands = {n: v for n, v in operands.items() if not isinstance(v, Literal)}
         inputs = {n: _behind(v, producers)[0] for n, v in operands.items()}
         paths = {n: tuple(dict.fromkeys(parameter_of[v] for v in vs if v in parameter_of)) for n, vs in inputs.items()}
-        if not any(paths.values()):
-            records.append(_without_parameter(eqn))
-        elif any(v in in_time for v in operands.values()):
-            records.append(_time_varying(eqn, next(filter(None, paths.values()))[0]))
-        else:
-            operations.append(
-                MarkedOperation(eqn, spec, operands, paths, source_line(eqn), minfo.looped.get(eqn.outvars[0]))
-            )
-    return tuple(operations), tuple(records)
+        yield MarkedOperation(eqn, spec, operands, paths, source_line(eqn), minfo.looped.get(eqn.outvars[0]))
 
 
 def _without_parameter(eqn: JaxprEqn) -> CompilationRecord:
@@ -160,15 +174,22 @@ def _without_parameter(eqn: JaxprEqn) -> CompilationRecord:
     )
 
 
-def _time_varying(eqn: JaxprEqn, path: Path) -> CompilationRecord:
+def _time_varying(operation: MarkedOperation, in_time: Mapping[Var, int]) -> CompilationRecord:
+    steady = [
+        f"its {name} {path}"
+        for name, v in operation.weight_vars.items()
+        for path in operation.weight_paths[name]
+        if v not in in_time
+    ]
+    beside = f" Nor is {' and '.join(steady)}; add it by element_wise to trace it." if steady else ""
     return CompilationRecord(
         DiagnosticKind.TIME_VARYING_WEIGHT,
         DiagnosticLevel.WARNING,
-        f"ETP primitive {eqn.primitive.name} (weight={path}): its weight depends on data or state. "
-        "It is not traced; its gradient covers the current step only.",
-        eqn.primitive,
-        path,
-        context={"source": source_line(eqn)},
+        f"ETP primitive {operation.spec.name} (weight={operation.weight_path}): its weight depends on data or state. "
+        f"It is not traced; its gradient covers the current step only.{beside}",
+        operation.eqn.primitive,
+        operation.weight_path,
+        context={"source": operation.source},
     )
 
 

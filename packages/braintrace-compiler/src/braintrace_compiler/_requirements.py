@@ -1,10 +1,10 @@
 """What a caller may demand of a compiled graph."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal as OneOf
 
-from braintrace_primitives._jax_compat import while_p
+from braintrace_primitives._jax_compat import cond_p, make_jaxpr_without_consts, scan_arity, scan_p, while_p
 
 from ._certificate import Certificate
 from ._diagnostics import CompilationRecord, DiagnosticKind
@@ -12,7 +12,7 @@ from ._errors import CompilationError, NotSupportedError
 from ._feeds import FeedKind, LocalTransition
 from ._flow import dependence, influence, join_bits, seeds_of
 from ._hidden_groups import HiddenGroup
-from ._jaxpr import Literal, Var, source_line
+from ._jaxpr import Jaxpr, Literal, Var, bodies, source_line
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation
 from ._relations import HiddenParamOpRelation
@@ -23,7 +23,6 @@ _MIXING_LIMIT = 2**28
 """Elements of a local Jacobian whose diagonal is taken."""
 
 _NEVER_STRICT = (
-    DiagnosticKind.TIME_VARYING_WEIGHT,
     DiagnosticKind.PLAIN_PARAMETER_TEMPORAL,
     DiagnosticKind.WEIGHT_IN_CONTROL_FLOW,
 )
@@ -74,14 +73,19 @@ def require_reverse_derivatives(minfo: ModuleInfo) -> None:
     ------
     NotSupportedError
     """
-    jaxpr, sources = minfo.jaxpr, [v for s in (*minfo.hidden, *minfo.parameters) for v in s.invars]
-    loops = [eqn for eqn in jaxpr.eqns if eqn.primitive is while_p]
-    if not loops:
+    _require_reverse(minfo.jaxpr, [v for s in (*minfo.hidden, *minfo.parameters) for v in s.invars])
+
+
+def _require_reverse(jaxpr: Jaxpr, sources: Iterable[Var]) -> None:
+    suspects = [eqn for eqn in jaxpr.eqns if eqn.primitive in (while_p, scan_p, cond_p)]
+    if not suspects:
         return
     ahead = influence(jaxpr.eqns, dict.fromkeys(sources, 1))
     behind = dependence(jaxpr.eqns, dict.fromkeys((v for v in jaxpr.outvars if not isinstance(v, Literal)), 1))
-    for eqn in loops:
-        if join_bits(ahead, eqn.outvars) & join_bits(behind, eqn.outvars):
+    for eqn in suspects:
+        if not join_bits(ahead, eqn.outvars) & join_bits(behind, eqn.outvars):
+            continue
+        if eqn.primitive is while_p:
             raise NotSupportedError(
                 "A `while` loop mixes positions on the way of a gradient, which has no reverse derivative.",
                 where=source_line(eqn),
@@ -89,6 +93,15 @@ def require_reverse_derivatives(minfo: ModuleInfo) -> None:
                 expected="a loop that keeps positions, or one with a fixed number of iterations",
                 fix="use lax.scan, or lax.fori_loop with constant bounds; or put the operand under stop_gradient",
             )
+        moved = {i for i, v in enumerate(eqn.invars) if not isinstance(v, Literal) and v in ahead}
+        for body in bodies(eqn):
+            program, values = make_jaxpr_without_consts(body)
+            operands = program.invars[len(values) :]
+            if eqn.primitive is scan_p:  # what an iteration moves is moved in the next one
+                arity = scan_arity(eqn)
+                moved |= {arity.num_consts + k for k, v in enumerate(eqn.outvars[: arity.num_carry]) if v in ahead}
+            offset = len(eqn.invars) - len(operands)
+            _require_reverse(program, [v for i, v in enumerate(operands) if i + offset in moved])
 
 
 def require_even_cuts(
