@@ -40,6 +40,12 @@ class ControlFlowPolicy:
     CompilationError
         If a value is not one of these.
 
+    Notes
+    -----
+    All iterations of a loop share one trace, unrolled or not. Algorithms of the form sum L e (`EProp`, `pp_prop`,
+    `OTTT`) take L from readers of the new states: what is read inside a loop that is not unrolled stands before those,
+    and gives no signal. Factored carries keep two factors for each iteration.
+
     Examples
     --------
     >>> ControlFlowPolicy(unroll_limit=64)

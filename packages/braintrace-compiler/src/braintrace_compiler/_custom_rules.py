@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from braintrace_primitives._jax_compat import custom_jvp_call_p, custom_vjp_call_p
+from braintrace_primitives._jax_compat import custom_jvp_call_p, custom_vjp_call_p, make_jaxpr_without_consts
 
 from ._errors import NotSupportedError
-from ._jaxpr import JaxprEqn, build_jaxpr, eval_jaxpr, fresh_var, make_jaxpr_without_consts, source_line
+from ._jaxpr import JaxprEqn, build_jaxpr, eval_jaxpr, fresh_var, source_line
 from ._positions_constants import at_compile_time
 
 CUSTOM_RULES = (custom_jvp_call_p, custom_vjp_call_p)

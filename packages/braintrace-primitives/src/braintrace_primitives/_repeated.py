@@ -1,6 +1,7 @@
 """Operations with an axis of iterations: one weight that meets many inputs within one time step."""
 
 import functools
+import threading
 from typing import Any
 
 import jax
@@ -54,7 +55,9 @@ def _single(stacked: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype)
 
 
-@functools.cache
+_lock = threading.Lock()
+
+
 def repeated(primitive: ETPPrimitive) -> ETPPrimitive:
     """The primitive of ``y[i] = A(x[i], w)`` for the `primitive` of ``y = A(x, w)``: one trace for all iterations.
 
@@ -82,6 +85,12 @@ def repeated(primitive: ETPPrimitive) -> ETPPrimitive:
     >>> y.shape
     (5, 3)
     """
+    with _lock:  # a primitive is registered once, whichever thread comes first
+        return _repeated(primitive)
+
+
+@functools.cache
+def _repeated(primitive: ETPPrimitive) -> ETPPrimitive:
     spec = get_primitive_spec(primitive)
     x = spec.x_invar_index
     if x is None:
