@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import braintrace
-from braintrace import Omission, matmul
+from braintrace import Omission, lora_matmul, matmul
 
 I, H, T = 2, 3, 5
 
@@ -59,12 +59,18 @@ def varying(m: Any, x: Any) -> Any:
     return m.v.value
 
 
+def thrifty(m: Any, x: Any) -> Any:
+    m.v.value = 0.9 * m.v.value + jnp.tanh(lora_matmul(x, m.w.value, m.u.value, carry_b=False))
+    return m.v.value
+
+
 OMITS = {
     Omission.RECURRENT_MIXING: recurrent,
     Omission.DOWNSTREAM_MEMORY: stacked,
     Omission.THROUGH_ANOTHER_OP: gated,
     Omission.POSITION_MIXING: mixing,
     Omission.TIME_VARYING_WEIGHT: varying,
+    Omission.NOT_CARRIED: thrifty,
 }
 
 

@@ -45,6 +45,12 @@ class RepeatedTraceRule(TraceRule):
     def contract(self, trace, signal, weights, params):
         return self.rule.contract(trace, signal[:, 0], weights, params)
 
+    def uncarried(self, params):
+        return self.rule.uncarried(params)
+
+    def remark(self, params):
+        return self.rule.remark(params)
+
 
 def _flat(values: Any) -> Any:
     """Time and iterations as one axis."""
