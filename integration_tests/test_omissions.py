@@ -79,14 +79,14 @@ def alone(m: Any, x: Any) -> Any:
     return matmul(jnp.tanh(m.v.value), m.u.value)
 
 
-def gradient(step: Any, algorithm: str) -> tuple[Any, Any]:
+def gradient(step: Any, algorithm: str, **options: Any) -> tuple[Any, Any]:
     xs = jnp.asarray(np.random.default_rng(1).normal(size=(T, I)), jnp.float32)
-    learner = braintrace.compile(Layered(step), algorithm, xs[0])
+    learner = braintrace.compile(Layered(step), algorithm, xs[0], **options)
     return learner, learner.etrace_grad(xs, step_fn=lambda x: jnp.sum(learner(x) ** 2), reduction="sum")["w",]
 
 
 def error(step: Any) -> tuple[Any, float]:
-    learner, found = gradient(step, "d_rtrl")
+    learner, found = gradient(step, "d_rtrl", fold=1)  # all credit beyond a step goes through the traces
     expected = gradient(step, "bptt")[1]
     (certificate,) = [c for c in learner.graph.certificates() if c.operation.weight_path == ("w",)]
     return certificate, float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from compiler_models import H, I, Model, array, gated, graph, leaky, recurrent, two_layers
 
-from braintrace_compiler import ConstantFactors, factorises
+from braintrace_compiler import ConstantFactors, factored_states
 from braintrace_compiler._constant_factors import constant_outputs, is_affine_in_input
 from braintrace_primitives import embedding, matmul
 
@@ -71,9 +71,9 @@ def test_every_entry_is_proven_on_its_own():
     compiled = graph(Model(step, {"w": array(I, H)}, {"v": array(H), "s": array(H)}))
     (transition,), (relation,) = compiled.hidden_perturb.transitions, compiled.hidden_param_op_relations
     assert transition.constants == ConstantFactors(((0.5, 0.0), (None, 0.0)), ((1.0, None),))
-    slot = 0, relation.feeds[0], relation.operation
-    assert factorises(transition, *slot, [0])
-    assert not factorises(transition, *slot, [0, 1])
+    slot = [0], relation.feeds[0], relation.operation
+    assert factored_states(transition, *slot, [0]) == (0,)
+    assert factored_states(transition, *slot, [0, 1]) == (0,)
 
 
 @pytest.mark.parametrize("make", [gated, two_layers])
