@@ -53,6 +53,25 @@ def test_every_carry_is_counted(model, algorithm, options):
     assert report.tape_per_step > 0
 
 
+@pytest.mark.parametrize("vmap", [False, True])
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize(
+    ("algorithm", "carry", "options"),
+    [
+        (BPTT, "nothing", {}),
+        (D_RTRL, "trace", {}),
+        ("pp_prop", "two factors", {"decay_or_rank": 0.9}),
+        (RTRL, "full influence", {}),
+        (UORO, "random rank one", {}),
+    ],
+)
+def test_the_compilation_report_foretells_it(model, recurrent_model, recurrent, algorithm, carry, options, vmap):
+    learner = compiled(recurrent_model if recurrent else model, algorithm, vmap=vmap, **options)
+    (told,) = [c["bytes"] for c in learner.report.carries if c["carry"] == carry]
+    beside = (8 if algorithm is UORO else 4) * B  # a random key, or a counter, for each copy
+    assert sum(learner.memory_report().traces.values()) == pytest.approx(told, abs=beside)
+
+
 def test_the_report_reads_as_text_and_as_html(model):
     report = compiled(model, vmap=True).memory_report()
     lines = str(report).splitlines()

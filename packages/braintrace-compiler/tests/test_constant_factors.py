@@ -71,9 +71,10 @@ def test_every_entry_is_proven_on_its_own():
     compiled = graph(Model(step, {"w": array(I, H)}, {"v": array(H), "s": array(H)}))
     (transition,), (relation,) = compiled.hidden_perturb.transitions, compiled.hidden_param_op_relations
     assert transition.constants == ConstantFactors(((0.5, 0.0), (None, 0.0)), ((1.0, None),))
-    slot = [0], relation.feeds[0], relation.operation
-    assert factored_states(transition, *slot, [0]) == (0,)
-    assert factored_states(transition, *slot, [0, 1]) == (0,)
+    slots = [0], relation.feeds[0], relation.operation
+    assert factored_states(transition, *slots, [0]) == (0,)
+    assert factored_states(transition, *slots, [0, 1]) == (0,)
+    assert factored_states(transition, *slots, [1]) == ()
 
 
 @pytest.mark.parametrize("make", [gated, two_layers])

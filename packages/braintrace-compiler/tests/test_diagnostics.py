@@ -98,6 +98,14 @@ def pooled(size):
     return cell(step, {"w": array(I, size)})
 
 
+def unused_parameter():
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + matmul(x, m.w.value)
+        return m.v.value
+
+    return cell(step, {"w": array(I, H), "idle": array(H)})
+
+
 EMITTED = {
     "RELATION_INCLUDED": (leaky, ("w",), ("v",)),
     "RELATION_EXCLUDED_NON_TEMPORAL": (leaky, ("out",), None),
@@ -111,6 +119,7 @@ EMITTED = {
     "PLAIN_PARAMETER_TEMPORAL": (plain_parameter, ("tau",), ("v",)),
     "CROSS_GROUP_MEMORY": (two_layers, None, ("a",)),
     "HIDDEN_GROUP_MERGED": (recurrent, None, ("g",)),
+    "PARAMETER_UNUSED": (unused_parameter, ("idle",), None),
     "STATE_MISMATCH": (untouched, None, ("idle",)),
 }
 

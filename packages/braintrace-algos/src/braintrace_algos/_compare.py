@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from braintrace_compiler import Table
+
 from ._checks import check_choice, check_state_shapes, check_steps
 from ._driver import GradientDriver
 from ._sequence import SequenceDrivers, check_mask, sequence_length
-from ._tables import Table
 
 StepFunction = Callable[..., Any]
 

@@ -114,7 +114,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     @property
     def report(self) -> CompilationReport:
         """What the compiler understood of the model, what the strict gradient leaves out, and what is carried."""
-        report, remarks = self.graph.report(), self.plan.carry.remarks(self.plan)
+        report, remarks = self.graph.report(self.plan.batch or 1), self.plan.carry.remarks(self.plan)
         return report._replace(notes="\n".join(filter(None, [report.notes, *remarks])))
 
     def _make_carry(self) -> Carry:

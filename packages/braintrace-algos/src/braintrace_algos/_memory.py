@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from braintrace_compiler import StateKind
+from braintrace_compiler import StateKind, Table, readable_bytes
 
 from ._checks import check_steps
 from ._fold_types import Window
 from ._plan import Plan
 from ._step import run_step
-from ._tables import Table, readable_bytes
 from ._train import Training
 
 

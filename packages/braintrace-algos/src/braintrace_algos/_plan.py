@@ -11,14 +11,15 @@ from braintrace_compiler import (
     ETraceGraph,
     Feed,
     FeedKind,
-    HiddenGroup,
     LocalTransition,
     MarkedOperation,
     PerturbedStep,
     StateInfo,
+    live_states,
+    states_read,
 )
 from braintrace_primitives import TraceRule
-from braintrace_primitives._jax_compat import Literal, eval_jaxpr
+from braintrace_primitives._jax_compat import eval_jaxpr
 
 Operands = tuple[dict[str, Any], ...]
 """Weight operands, one dict for each marked operation, keyed by trainable name."""
@@ -178,7 +179,7 @@ class Plan(NamedTuple):
 
     def live_names(self, group: int, places: Sequence[int]) -> list[str]:
         """Names of the states at some places among the live ones of a group."""
-        paths = _path_of_each_state(self.transitions[group].group)
+        paths = self.transitions[group].group.path_of_each_state
         return list(dict.fromkeys(_dotted(paths[self.live[group][place]]) for place in places))
 
     def num_states(self, group: int) -> int:
@@ -208,25 +209,10 @@ def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any
     traced = fed & step.recalls if signal == "past" else fed
     if carry.every_group:
         traced = frozenset(g.index for g in graph.hidden_groups)
-    live = {g: _live_states(graph, step, g, everything=carry.every_state or signal == "state") for g in traced}
+    everything = carry.every_state or signal == "state"
+    read = perturb.perturb_hidden_paths if everything else states_read(perturb, step)
+    live = {g: live_states(graph.hidden_groups[g], read) for g in traced}
     return carry.prepare(Plan(graph, step, batch, carry, signal, tuple(couplings), tuple(sorted(traced)), live))
-
-
-def _live_states(graph: ETraceGraph, step: PerturbedStep, index: int, everything: bool) -> tuple[int, ...]:
-    """Ordinals of the states of a group whose previous value the step reads in perturbed form."""
-    perturb, group = graph.hidden_perturb, graph.hidden_groups[index]
-    used = {v for eqn in step.jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
-    read = {
-        path
-        for path, var in zip(perturb.perturb_hidden_paths, perturb.previous_vars, strict=True)
-        if everything or var in used
-    }
-    return tuple(i for i, path in enumerate(_path_of_each_state(group)) if path in read)
-
-
-def _path_of_each_state(group: HiddenGroup) -> list[Any]:
-    """Path of each state of a position; a `HiddenGroupState` holds several."""
-    return [path for path, width in zip(group.hidden_paths, group.widths, strict=True) for _ in range(width or 1)]
 
 
 def _dotted(path: Sequence[Any]) -> str:

@@ -41,6 +41,8 @@ from ._graph import compile_etrace_graph as compile_etrace_graph
 from ._hidden_groups import HiddenGroup as HiddenGroup
 from ._hidden_groups import find_hidden_groups_from_minfo as find_hidden_groups_from_minfo
 from ._jaxpr import build_producer_map as build_producer_map
+from ._memory import live_states as live_states
+from ._memory import states_read as states_read
 from ._module_info import ModuleInfo as ModuleInfo
 from ._module_info import StateInfo as StateInfo
 from ._module_info import StateKind as StateKind
@@ -56,6 +58,8 @@ from ._report import CompilationReport as CompilationReport
 from ._requirements import OnMixing as OnMixing
 from ._step_module import StepModule as StepModule
 from ._step_module import extract_module_info_from_step as extract_module_info_from_step
+from ._tables import Table as Table
+from ._tables import readable_bytes as readable_bytes
 from ._version import __version__ as __version__
 
 _hide_frames(_brainstate.__file__)

@@ -64,6 +64,9 @@ class DiagnosticKind(enum.Enum):
     STATE_MISMATCH = "state_mismatch"
     """A hidden state of the model is not touched by the step."""
 
+    PARAMETER_UNUSED = "parameter_unused"
+    """A parameter of the model is not read by the step: its gradient is zero."""
+
     COND_IF_CONVERTED = "cond_if_converted"
     """A ``cond`` or ``switch`` holds a marked operation: every branch is evaluated, and one selected."""
 

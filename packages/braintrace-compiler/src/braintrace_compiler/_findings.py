@@ -116,7 +116,15 @@ def _plain_parameters(
 def _untouched_states(model: Callable[..., Any], minfo: ModuleInfo) -> Iterator[CompilationRecord]:
     touched = {s.path for s in minfo.hidden}
     states: Any = brainstate.graph.states(model)
+    read = {s.path for s in minfo.parameters}
     for path, state in states.items():
+        if isinstance(state, brainstate.ParamState) and path not in read:
+            yield CompilationRecord(
+                DiagnosticKind.PARAMETER_UNUSED,
+                DiagnosticLevel.INFO,
+                f"parameter {path} is not read by the step; its gradient is zero.",
+                weight_path=path,
+            )
         if isinstance(state, brainstate.HiddenState) and path not in touched:
             yield CompilationRecord(
                 DiagnosticKind.STATE_MISMATCH,

@@ -75,9 +75,26 @@ class ETraceGraph(NamedTuple):
             perturb.transitions,
         )
 
-    def report(self) -> CompilationReport:
-        """The page to read about this graph: groups, relations, omissions, memory, excluded weights."""
-        return make_report(self)
+    def report(self, copies: int = 1) -> CompilationReport:
+        """The page to read about this graph: groups, relations, omissions, memory, weights without a trace.
+
+        Parameters
+        ----------
+        copies : int
+            How many copies of the model a learner maps over a batch; what is carried is carried for each.
+
+        Returns
+        -------
+        CompilationReport
+        """
+        return make_report(
+            self.module_info,
+            self.hidden_param_op_relations,
+            self.hidden_perturb,
+            self.certificates(),
+            self.diagnostics,
+            copies,
+        )
 
     def to_mermaid(self) -> str:
         """Weights, groups, and what drives what, as a Mermaid flow chart."""
@@ -100,8 +117,7 @@ class ETraceGraph(NamedTuple):
         NotSupportedError
             If matplotlib is not installed.
         """
-        report = self.report()
-        return draw_report(report.groups, report.operations, path)
+        return draw_report(self.report(), path)
 
     def listing(self) -> str:
         """The step program, with the diagnostics below the operations that they are about."""

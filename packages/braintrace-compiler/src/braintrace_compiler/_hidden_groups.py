@@ -49,6 +49,11 @@ class HiddenGroup(NamedTuple):
         return sum(1 if width is None else width for width in self.widths)
 
     @property
+    def path_of_each_state(self) -> tuple[Path, ...]:
+        """Path of each of the S states of a position; a `HiddenGroupState` holds several."""
+        return tuple(p for p, width in zip(self.hidden_paths, self.widths, strict=True) for _ in range(width or 1))
+
+    @property
     def varshape(self) -> tuple[int, ...]:
         """Shape of the positions, the batch axis included."""
         shape = tuple(self.hidden_invars[0].aval.shape)

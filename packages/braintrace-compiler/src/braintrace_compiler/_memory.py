@@ -1,0 +1,113 @@
+"""Bytes of each carry (semantics, section 4), for the shapes that a model was compiled with."""
+
+import math
+from collections.abc import Container, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ._constant_factors import factored_states
+from ._diagnostics import Path
+from ._feeds import Feed, FeedKind, LocalTransition
+from ._hidden_groups import HiddenGroup
+from ._jaxpr import Literal
+from ._module_info import ModuleInfo
+from ._perturbation import HiddenPerturbation, PerturbedStep
+from ._relations import HiddenParamOpRelation
+
+
+class RelationMemory(NamedTuple):
+    """What carrying the past of one relation takes.
+
+    Attributes
+    ----------
+    trace : int
+        Bytes of the exact trace, kept as filtered inputs where it is `factored`.
+    factors : int
+        Bytes of two factors in its place, the input's apart.
+    factored : {"yes", "in part", "no"}
+        Whether filtered inputs are the exact trace, because D and F into all states, or into some, are proven constant.
+    """
+
+    trace: int
+    factors: int
+    factored: str
+
+
+def relation_memory(
+    transitions: Sequence[LocalTransition], relation: HiddenParamOpRelation, read: Container[Path]
+) -> RelationMemory:
+    """Bytes for one relation, all groups that it drives and all uses of its weight taken together.
+
+    `read` names the hidden states whose past matters; see `states_read`.
+    """
+    operation, trace, factors, factored = relation.operation, 0, 0, []
+    for group, feed in zip(relation.hidden_groups, relation.feeds, strict=True):
+        transition = transitions[group.index]
+        elements = group.varshape if feed.kind is FeedKind.BROADCAST else tuple(operation.y_var.aval.shape)
+        size = itemsize(operation.y_var)
+        if operation.x_var is None:
+            factors += _trace_elements(relation, group, feed, group.num_state) * size
+        else:
+            factors += len(relation.uses) * group.num_state * math.prod(elements) * size
+        states = live_states(group, read)
+        if not states:
+            continue
+        slots = [transition.y_vars.index(use.y_var) for use in relation.uses]
+        constant = len(factored_states(transition, slots, feed, operation, states))
+        rest = len(states) - constant
+        if constant:
+            trace += constant * (int(operation.x_var.aval.size) + 1) * size
+        if rest:
+            trace += _trace_elements(relation, group, feed, rest) * size
+        factored += [True] * constant + [False] * rest
+    share = "yes" if factored and all(factored) else "in part" if any(factored) else "no"
+    return RelationMemory(trace, factors, share)
+
+
+def input_bytes(relations: Iterable[HiddenParamOpRelation]) -> int:
+    """Bytes of the input factors of all operations."""
+    uses = [use for relation in relations for use in relation.uses if use.x_var is not None]
+    return sum(int(use.x_var.aval.size) * itemsize(use.y_var) for use in uses)
+
+
+def influence_bytes(minfo: ModuleInfo) -> tuple[int, int]:
+    """Bytes of the full influence matrix, and of a random rank-one sketch of it."""
+    units = sum(int(s.invars[0].aval.size) for s in minfo.hidden)
+    leaves = [v.aval for s in minfo.parameters for v in s.invars]
+    parameters = sum(int(leaf.size) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    width = np.dtype(leaves[0].dtype).itemsize if leaves else 0
+    return units * parameters, units * width + parameters
+
+
+def states_read(perturb: HiddenPerturbation, step: PerturbedStep) -> frozenset[Path]:
+    """The hidden states whose previous value `step` reads in perturbed form."""
+    used = {v for eqn in step.jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal)}
+    return frozenset(
+        path for path, var in zip(perturb.perturb_hidden_paths, perturb.previous_vars, strict=True) if var in used
+    )
+
+
+def live_states(group: HiddenGroup, read: Container[Path]) -> tuple[int, ...]:
+    """Ordinals of those of the S states of a group that belong to hidden states in `read`."""
+    return tuple(i for i, path in enumerate(group.path_of_each_state) if path in read)
+
+
+def itemsize(var: Any) -> int:
+    """Bytes of one element of a trace: at least those of single precision."""
+    return max(np.dtype(var.aval.dtype).itemsize, 4)
+
+
+def _trace_elements(relation: HiddenParamOpRelation, group: HiddenGroup, feed: Feed, num_states: int) -> int:
+    operation = relation.operation
+    rule, y = operation.spec.trace_rule, _struct(operation.y_var)
+    if feed.kind is FeedKind.BROADCAST:
+        rule, y = rule.expanded(feed.index), jax.ShapeDtypeStruct(feed.index.shape, y.dtype)
+    weights = {n: _struct(v) for n, v in operation.weight_vars.items()}
+    x = None if operation.x_var is None else _struct(operation.x_var)
+    return rule.trace_size(x, weights, y, num_states, operation.eqn.params)
+
+
+def _struct(var: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)
