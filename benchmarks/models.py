@@ -68,6 +68,8 @@ class Network(brainstate.nn.Module):
             "rnn": braintrace.nn.ValinaRNNCell,
             "gru": braintrace.nn.GRUCell,
             "lstm": braintrace.nn.LSTMCell,
+            "gru fused": lambda *sizes: braintrace.nn.GRUCell(*sizes, fused=True),
+            "lstm fused": lambda *sizes: braintrace.nn.LSTMCell(*sizes, fused=True),
             "conv": LeakyConvolution,
         }
         if regime.cell in makers:

@@ -26,7 +26,7 @@ class Regime:
     def __str__(self) -> str:
         return f"{self.cell} B{self.B} I{self.I} H{self.H} T{self.T}"
 
-    def at(self, **sizes: int) -> "Regime":
+    def at(self, **sizes: Any) -> "Regime":
         """The same problem at other sizes."""
         return replace(self, **sizes)
 

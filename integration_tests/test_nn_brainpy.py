@@ -123,7 +123,8 @@ def assert_exact(make, groups):
 
 def test_every_neuron_is_here():
     kinds = {name for name, kind in vars(bps).items() if isinstance(kind, type) and issubclass(kind, bps.Neuron)}
-    assert kinds - {"Neuron"} == set(NEURONS)
+    kinds = {name for name in kinds if name[0].isupper()}  # lower case: models of NEST, in some releases
+    assert kinds - {"Neuron", "NESTNeuron"} == set(NEURONS)
 
 
 @pytest.mark.parametrize("name", marked(NEURONS))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import saiunit as u
 
 import braintrace_nn as nn
 from braintrace_primitives import is_etp_primitive
@@ -138,6 +139,13 @@ def inputs(*shape):
     return np.random.default_rng(1).normal(size=shape).astype("float32")
 
 
+def test_no_rate_cell_is_missing():
+    """Every test below runs over `CELLS`: a public cell that is not there is tested by none."""
+    bases = {nn.RecurrentCell, nn.GatedCell, nn.LinearCandidateCell}
+    public = {kind for kind in vars(nn).values() if isinstance(kind, type) and issubclass(kind, nn.RecurrentCell)}
+    assert {type(make(IN, OUT)) for make, *_ in CELLS.values()} == public - bases
+
+
 @cells
 def test_one_step_is_the_equation(kind):
     cell, params, states = build(kind)
@@ -217,6 +225,16 @@ def test_a_step_keeps_the_precision(kind, precision):
     assert y.dtype == dtype
     assert jnp.isfinite(y).all()
     assert {s.value.dtype for s in cell.states(brainstate.HiddenState).values()} == {jnp.dtype(dtype)}
+
+
+@cells
+def test_inputs_with_a_unit_need_none(kind):
+    """Dimensionless quantities are numbers; anything else is refused, whatever the cell."""
+    cell, other = build(kind)[0], build(kind)[0]
+    x = inputs(IN)
+    np.testing.assert_allclose(cell(x * u.meter / (1000 * u.mmeter)), other(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(nn.InputTypeError, match="mV"):
+        cell(x * u.mV)
 
 
 @cells

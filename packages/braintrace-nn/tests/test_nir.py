@@ -23,8 +23,8 @@ def times(*shape, seed=0):
 
 
 def run(model, xs, dt=DT):
-    brainstate.nn.init_all_states(model, batch_size=xs.shape[1])
     with brainstate.environ.context(dt=dt):
+        brainstate.nn.init_all_states(model, batch_size=xs.shape[1])
         return np.asarray(brainstate.transform.for_loop(model, jnp.asarray(xs)))
 
 
@@ -92,7 +92,32 @@ def convolution_in_one_axis():
     return nir.NIRGraph.from_list(nir.Conv1d(6, normal(3, 2, 3), 1, "same", 1, 1, normal(3)), lif(3, 6))
 
 
+def integrators():
+    layers = [
+        nir.Linear(normal(3, 4)),
+        nir.Scale(normal(3, seed=3)),
+        nir.IF(300 + abs(normal(3)), 0.5 + abs(normal(3)), -abs(normal(3, seed=4))),
+        nir.Delay(np.array([0.0, 1e-3, 3e-3])),
+        li(3),
+    ]
+    return nir.NIRGraph.from_list(*layers)
+
+
+def pooling():
+    nodes = {
+        "input": nir.Input(np.array([1, 4, 4])),
+        "conv": nir.Conv2d((4, 4), normal(2, 1, 3, 3), 1, 1, 1, 1, normal(2)),
+        "mean": nir.AvgPool2d(np.array([2, 2]), np.array([1, 2]), np.array([0, 0])),
+        "sum": nir.SumPool2d(np.array([2, 1]), np.array([1, 1]), np.array([1, 0])),
+        "flat": nir.Flatten({"input": np.array([2, 4, 2])}, 0, -1),
+        "w": nir.Linear(normal(3, 16)),
+        "output": nir.Output(np.array([3])),
+    }
+    return nir.NIRGraph(nodes, list(itertools.pairwise(nodes)))
+
+
 GRAPHS = {
+    "integrators": integrators,
     "dense": lambda: nir.NIRGraph.from_list(
         nir.Affine(normal(3, 4), normal(3)), cuba_lif(3), nir.Linear(normal(2, 3)), li(2)
     ),
@@ -100,6 +125,7 @@ GRAPHS = {
     "recurrent": recurrent,
     "nested": nested,
     "conv2d": convolutional,
+    "pooling": pooling,
     "conv1d": convolution_in_one_axis,
 }
 
@@ -169,6 +195,32 @@ def test_a_loop_brings_back_the_spikes_of_the_last_step():
     assert 0 < ys.mean() < 1
 
 
+def test_integrators_scales_and_delays_are_their_equations():
+    graph, xs = integrators(), normal(T, 1, 4, seed=7)
+    weight, scale, spiking, _, leaky = (node for name, node in graph.nodes.items() if "put" not in name)
+    V, s, ys = np.zeros(3), np.zeros(3), []
+    for x in xs[:, 0]:
+        V = np.where(s, spiking.v_reset, V) + 1e-3 * spiking.r * scale.scale * (weight.weight @ x)
+        s = spiking.v_threshold < V
+        ys.append(s)
+    assert 0 < np.mean(ys) < 1
+    late = [np.concatenate([np.zeros(n), np.array(ys)[: T - n, i]]) for i, n in enumerate((0, 1, 3))]
+    model = nn.LI(3, leaky.tau, leaky.r, leaky.v_leak)
+    np.testing.assert_allclose(
+        run(nn.from_nir(graph), xs), run(model, np.stack(late, -1)[:, None].astype("float32")), rtol=1e-5
+    )
+
+
+def test_pooling_is_the_mean_and_the_sum_of_windows():
+    model, xs = nn.from_nir(pooling()), normal(1, 2, 4, 4)
+    mean, total = model.parts["mean"], model.parts["sum"]
+    blocks = [[xs[..., i : i + 2, j : j + 2].mean((-1, -2)) for j in (0, 2)] for i in (0, 1, 2)]
+    want = np.moveaxis(np.array(blocks), (0, 1), (-2, -1))
+    np.testing.assert_allclose(mean(jnp.asarray(xs)), want, rtol=1e-5)
+    padded = np.pad(want, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    np.testing.assert_allclose(total(jnp.asarray(want)), padded[..., 1:, :] + padded[..., :-1, :], rtol=1e-5)
+
+
 @pytest.mark.parametrize("synapse", [nn.Expon(), nn.Delta()])
 @pytest.mark.parametrize("recurrent", [True, False])
 def test_our_layers_go_out_and_come_back(synapse, recurrent):
@@ -202,8 +254,7 @@ def test_imported_weights_are_learnt():
 
 REFUSED = [
     (nir.Threshold(np.ones(3)), r"'odd' has no counterpart[\s\S]*nir\.Threshold"),
-    (nir.Delay(np.ones(3)), r"nir\.Delay"),
-    (nir.IF(np.ones(3), np.ones(3), np.zeros(3)), r"nir\.IF"),
+    (nir.I(np.ones(3)), r"nir\.I"),
 ]
 
 
@@ -216,7 +267,15 @@ def test_unknown_nodes_are_refused_by_name(node, message):
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.GRUCell(2, 3), nn.LIFCell(2, 3), nn.LIFCell(2, 3, synapse=nn.Alpha(), spk_reset="hard"), nn.ALIFCell(2, 3)],
+    [
+        nn.GRUCell(2, 3),
+        nn.LIFCell(2, 3),
+        nn.LIFCell(2, 3, synapse=nn.Alpha(), spk_reset="hard"),
+        nn.LIFCell(2, 3, spk_reset="hard", tau_ref=2.0 * u.ms),
+        nn.LIFCell(2, 3, spk_reset="hard", delay=2.0 * u.ms),
+        nn.ALIFCell(2, 3),
+        nn.OneToOne(2, b_init=0.0),
+    ],
 )
 def test_layers_without_a_node_are_refused_by_name(layer):
     with brainstate.environ.context(dt=DT), pytest.raises(nn.ConfigurationError, match=type(layer).__name__):

@@ -13,6 +13,8 @@ OURS = [
     *("Linear", "SignedWLinear", "ScaledWSLinear", "SparseLinear", "GroupedLinear", "LoRA", "Embedding"),
     *("Conv1d", "Conv2d", "Conv3d", "ScaledWSConv1d", "ScaledWSConv2d", "ScaledWSConv3d"),
     *("LeakyRateReadout", "LeakySpikeReadout", "AllToAll", "OneToOne", "Sequential"),
+    *("LIFCell", "ALIFCell", "GIFCell", "COBACell", "Synapse", "ShortTermPlasticity", "Delay"),
+    *("IF", "LI", "LIF", "CubaLI", "CubaLIF", "NIRModel"),
     *("ValinaRNNCell", "VanillaRNNCell", "GRUCell", "CFNCell", "MGUCell", "LSTMCell", "URLSTMCell"),
     *("MinimalRNNCell", "MiniGRU", "MiniLSTM", "LRUCell"),
 ]

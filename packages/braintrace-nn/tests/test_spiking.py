@@ -167,6 +167,121 @@ def test_time_courses_after_one_spike():
         np.testing.assert_allclose(run(layer, impulse), response, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_refractory_neurons_are_silent_but_integrate(batch):
+    layer = nn.LIFCell(I, O, tau_ref=3.2 * u.ms, w_init=normal(I + O, O))
+    layer.init_state(*batch)
+    W, xs = normal(I + O, O), 2 * normal(20, *batch, I)
+    I_, V, s, wait = (np.zeros((*batch, O)) for _ in range(4))
+    ys = run(layer, xs)
+    for x, y in zip(xs, ys, strict=True):
+        I_ = k(5) * I_ + np.concatenate([x, s], -1) @ W
+        V = k(10) * (V - s) + I_
+        wait = np.where(s > 0, 3, np.maximum(wait - 1, 0))
+        s = (V > 1) & (wait == 0)
+        np.testing.assert_array_equal(y, s)
+    intervals = [np.diff(np.flatnonzero(unit)) for unit in ys.reshape(len(ys), -1).T]
+    assert min(found.min() for found in intervals if found.size) == 4
+    layer.reset_state(*batch)
+    np.testing.assert_array_equal(layer.silent.value, np.zeros((*batch, O)))
+    np.testing.assert_array_equal(run(layer, xs), ys)
+
+
+def test_refractory_networks_of_conductances_fire_less():
+    rates = {}
+    for tau_ref in (None, 0.0 * u.ms, 5.0 * u.ms):
+        layer = nn.COBACell(1, 2, 1, w_init=2.0, w_inh_init=0.0, tau_ref=tau_ref)
+        layer.init_state()
+        rates[str(tau_ref)] = run(layer, np.ones((40, 1), "float32")).mean()
+    none, zero, five = rates.values()
+    assert none == zero > 2 * five > 0
+
+
+def test_delay_lines():
+    steps = np.array([0, 1, 4])
+    line = nn.Delay(3, steps * u.ms)
+    xs = normal(9, 2, 3)
+    with brainstate.environ.context(dt=MS):
+        line.init_state(2)
+    ys = run(line, xs)
+    for unit, n in enumerate(steps):
+        np.testing.assert_array_equal(ys[n:, :, unit], xs[: 9 - n, :, unit])
+        np.testing.assert_array_equal(ys[:n, :, unit], 0)
+    assert len(line.states(brainstate.HiddenState)) == 4
+    plain = nn.Delay(3, 0.0)
+    with brainstate.environ.context(dt=1.0):
+        plain.init_state()
+    np.testing.assert_array_equal(run(plain, xs[:, 0], 1.0), xs[:, 0])
+
+
+def test_own_spikes_come_back_after_the_delay():
+    layer = nn.LIFCell(1, 1, synapse=nn.Delta(), tau=1e9 * u.ms, delay=3.0 * u.ms, w_init=np.array([[1.0], [0.75]]))
+    first = np.zeros((8, 1), "float32")
+    first[0] = 1.5
+    with brainstate.environ.context(dt=MS):
+        brainstate.nn.init_all_states(layer)
+        V = [brainstate.transform.jit(lambda x: (layer(x), layer.V.value)[1])(x).item() for x in first]
+    np.testing.assert_allclose(V, [1.5, 0.5, 0.5, 1.25, 0.25, 0.25, 1.0, 1.0], rtol=1e-5)
+
+
+def test_delays_that_cannot_be():
+    with pytest.raises(nn.ConfigurationError, match="no delay"):
+        nn.LIFCell(2, 3, recurrent=False, delay=2.0 * u.ms)
+    with pytest.raises(nn.ConfigurationError, match="broadcasts"):
+        nn.Delay(3, np.ones(2) * u.ms)
+    line = nn.Delay(3, 2.0 * u.ms)
+    with pytest.raises(nn.ConfigurationError, match="time step"):
+        line.init_state()
+    with brainstate.environ.context(dt=MS):
+        line.init_state()
+        with pytest.raises(nn.ConfigurationError, match="before they can be known"):
+            nn.LIFCell(2, 3, delay=0.0 * u.ms).init_state()
+    with brainstate.environ.context(dt=0.5 * MS), pytest.raises(nn.ConfigurationError, match="2 steps where 4"):
+        line(jnp.ones(3))
+
+
+SPIKING = {
+    nn.LIFCell: ("I", "V"),
+    nn.ALIFCell: ("I", "V", "a"),
+    nn.GIFCell: ("I", "V", "A1", "A2"),
+    nn.COBACell: ("g_E", "g_I", "V"),
+    nn.Synapse: ("I",),
+    nn.ShortTermPlasticity: ("u", "x"),
+    nn.Delay: ("d1", "d2"),
+}
+
+
+def test_no_spiking_layer_is_missing():
+    """What follows runs over `SPIKING`: a public layer that is not there is tested by none."""
+    layers = [kind for kind in vars(nn).values() if isinstance(kind, type) and issubclass(kind, nn.StatefulLayer)]
+    ours = {kind for kind in layers if kind.__module__.startswith("braintrace_nn._spiking")}
+    assert ours - {nn.SpikingCell} == set(SPIKING)
+
+
+@pytest.mark.parametrize("kind", SPIKING)
+@pytest.mark.parametrize("precision", ["bf16", 32, 64])
+def test_shapes_types_reset_and_repr(kind, precision):
+    arguments = {nn.COBACell: (4, 2, 1), nn.ShortTermPlasticity: (3,), nn.Delay: (3, 2.0 * u.ms)}.get(kind, (4, 3))
+    with jax.enable_x64(precision == 64), brainstate.environ.context(precision=precision, dt=MS):
+        dtype = jnp.dtype(brainstate.environ.dftype())
+        layer = kind(*arguments, name="spiking")
+        for lead in ((), (2,)):
+            layer.init_state(*lead)
+            states = layer.states(brainstate.HiddenState)
+            start = {path: np.asarray(state.value) for path, state in states.items()}
+            y = brainstate.transform.jit(layer)(jnp.ones((*lead, *layer.in_size)))
+            assert (y.shape, y.dtype) == ((*lead, *layer.out_size), dtype)
+            assert {path[-1] for path in states} == set(SPIKING[kind])
+            assert {(state.value.shape, state.value.dtype) for state in states.values()} == {((*lead, 3), dtype)}
+            assert any((state.value != start[path]).any() for path, state in states.items())
+            layer.reset_state(*lead)
+            for path, state in states.items():
+                np.testing.assert_array_equal(state.value, start[path])
+    text = repr(layer)
+    assert f"in_size={layer.in_size}" in text
+    assert "spiking" in text
+
+
 def test_units():
     mV = u.mV
     options = {"V_th": 10.0 * mV, "w_init": 4.0 * mV, "V_init": brainstate.nn.init.ZeroInit(unit=mV)}

@@ -90,6 +90,7 @@ from ._errors import MissingStateError as MissingStateError
 from ._errors import ParameterMismatchError as ParameterMismatchError
 from ._linear import Linear as Linear
 from ._load import load_parameters as load_parameters
+from ._nir import IF as IF
 from ._nir import LI as LI
 from ._nir import LIF as LIF
 from ._nir import CubaLI as CubaLI
@@ -103,6 +104,7 @@ from ._sequential import Sequential as Sequential
 from ._spiking import ALIFCell as ALIFCell
 from ._spiking import Alpha as Alpha
 from ._spiking import COBACell as COBACell
+from ._spiking import Delay as Delay
 from ._spiking import Delta as Delta
 from ._spiking import DualExpon as DualExpon
 from ._spiking import Expon as Expon

@@ -4,6 +4,7 @@ from braintrace_nn import CELU as CELU
 from braintrace_nn import ELU as ELU
 from braintrace_nn import GELU as GELU
 from braintrace_nn import GLU as GLU
+from braintrace_nn import IF as IF
 from braintrace_nn import LI as LI
 from braintrace_nn import LIF as LIF
 from braintrace_nn import SELU as SELU
@@ -32,6 +33,7 @@ from braintrace_nn import Conv3d as Conv3d
 from braintrace_nn import ConvNd as ConvNd
 from braintrace_nn import CubaLI as CubaLI
 from braintrace_nn import CubaLIF as CubaLIF
+from braintrace_nn import Delay as Delay
 from braintrace_nn import Delta as Delta
 from braintrace_nn import Dropout as Dropout
 from braintrace_nn import Dropout1d as Dropout1d
@@ -41,6 +43,7 @@ from braintrace_nn import DualExpon as DualExpon
 from braintrace_nn import Embedding as Embedding
 from braintrace_nn import Expon as Expon
 from braintrace_nn import Flatten as Flatten
+from braintrace_nn import GatedCell as GatedCell
 from braintrace_nn import GIFCell as GIFCell
 from braintrace_nn import GroupedLinear as GroupedLinear
 from braintrace_nn import GroupNorm as GroupNorm
@@ -59,6 +62,7 @@ from braintrace_nn import LeakyReLU as LeakyReLU
 from braintrace_nn import LeakySpikeReadout as LeakySpikeReadout
 from braintrace_nn import LIFCell as LIFCell
 from braintrace_nn import Linear as Linear
+from braintrace_nn import LinearCandidateCell as LinearCandidateCell
 from braintrace_nn import LogSigmoid as LogSigmoid
 from braintrace_nn import LogSoftmax as LogSoftmax
 from braintrace_nn import LoRA as LoRA
@@ -75,6 +79,7 @@ from braintrace_nn import Mish as Mish
 from braintrace_nn import MissingStateError as MissingStateError
 from braintrace_nn import NIRModel as NIRModel
 from braintrace_nn import OneToOne as OneToOne
+from braintrace_nn import ParameterMismatchError as ParameterMismatchError
 from braintrace_nn import PReLU as PReLU
 from braintrace_nn import RecurrentCell as RecurrentCell
 from braintrace_nn import ReLU as ReLU
@@ -111,6 +116,7 @@ from braintrace_nn import arctan_spike as arctan_spike
 from braintrace_nn import box_spike as box_spike
 from braintrace_nn import from_nir as from_nir
 from braintrace_nn import hide_frames as hide_frames
+from braintrace_nn import load_parameters as load_parameters
 from braintrace_nn import sigmoid_spike as sigmoid_spike
 from braintrace_nn import to_nir as to_nir
 from braintrace_nn import triangular_spike as triangular_spike

@@ -105,7 +105,8 @@ class GatedCell(RecurrentCell):
     fused : bool
         Keep the gates on [x, h] in one matrix, parameter ``gates.weight``, in the order in which the cell lists them:
         the same numbers by one operation. `load_parameters` translates between the two forms. A single gate stays as
-        it is.
+        it is. Whether that is faster depends on cell, size and device: ``benchmarks/README.md`` has numbers; by default
+        every gate has a matrix of its own.
     """
 
     default_weight: ClassVar[Initializer] = ORTHOGONAL

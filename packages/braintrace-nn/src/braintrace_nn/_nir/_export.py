@@ -5,14 +5,16 @@ from typing import Any
 import brainstate
 import numpy as np
 
+from braintrace_nn._connections import OneToOne
 from braintrace_nn._conv import Conv1d, Conv2d, ConvNd, ScaledWSConvNd
 from braintrace_nn._errors import ConfigurationError
 from braintrace_nn._linear import Linear
 from braintrace_nn._readout import LeakyRateReadout
-from braintrace_nn._spiking import Delta, Expon, LIFCell
+from braintrace_nn._spiking import Delay, Delta, Expon, LIFCell
 
-from ._model import Flattened, NIRModel
-from ._neurons import LI, LIF, CubaLI, CubaLIF, Population, seconds
+from ._model import NIRModel
+from ._neurons import IF, LI, LIF, CubaLI, CubaLIF, Population, seconds
+from ._shapes import Flattened, Pooled
 
 
 def to_nir(model: Any) -> Any:
@@ -21,9 +23,10 @@ def to_nir(model: Any) -> Any:
     Parameters
     ----------
     model : Module
-        A `NIRModel`, a layer, or a `Sequential` of layers: `Linear`, `Conv1d`, `Conv2d`, `LI`, `LIF`, `CubaLI`,
-        `CubaLIF`, `LeakyRateReadout`, and `LIFCell` with the hard reset and an exponential synapse or none. Those two
-        read their time constants against the ``dt`` of the environment, which must be set and have a unit.
+        A `NIRModel`, a layer, or a `Sequential` of layers: `Linear`, `OneToOne` without bias, `Conv1d`, `Conv2d`,
+        `Delay`, `IF`, `LI`, `LIF`, `CubaLI`, `CubaLIF`, `LeakyRateReadout`, and `LIFCell` with the hard reset and an
+        exponential synapse or none, no refractory period and no delay. Those two read their time constants against
+        the ``dt`` of the environment, which must be set and have a unit.
 
     Returns
     -------
@@ -102,11 +105,13 @@ def _readout_population(layer: LeakyRateReadout) -> LI:
 
 
 def _spiking_population(name: str, cell: LIFCell) -> Population:
-    if cell.spk_reset != "hard" or not isinstance(cell.synapse, (Expon, Delta)):
+    plain = cell.tau_ref is None and cell.line is None and cell.spk_reset == "hard"
+    if not (plain and isinstance(cell.synapse, (Expon, Delta))):
         raise ConfigurationError(
             f"The layer {name!r} has no counterpart in NIR.",
-            found=f"LIFCell with {type(cell.synapse).__name__} synapses and the {cell.spk_reset} reset",
-            expected="exponential synapses or none, and the hard reset",
+            found=f"LIFCell with {type(cell.synapse).__name__} synapses, the {cell.spk_reset} reset, "
+            f"tau_ref={cell.tau_ref}, {'a' if cell.line else 'no'} delay",
+            expected="exponential synapses or none, the hard reset, no refractory period and no delay",
         )
     constants: dict[str, Any] = {"r": _gain(cell.tau), "v_threshold": cell.V_th}
     if isinstance(cell.synapse, Delta):
@@ -118,11 +123,18 @@ def _spiking_population(name: str, cell: LIFCell) -> Population:
 def _node(nir: Any, name: str, layer: Any) -> Any:
     if isinstance(layer, NIRModel):
         return _graph(nir, layer)
-    if type(layer) in (LI, LIF, CubaLI, CubaLIF):
+    if type(layer) in (IF, LI, LIF, CubaLI, CubaLIF):
         values = {key: getattr(layer, key) for key in layer.parameter_names}
         return getattr(nir, type(layer).__name__)(**values)
     if type(layer) is Flattened:
         return nir.Flatten({"input": np.array(layer.in_size)}, layer.start_dim, layer.end_dim)
+    if type(layer) is Pooled:
+        kind = nir.AvgPool2d if layer.mean else nir.SumPool2d
+        return kind(layer.kernel_size, layer.stride, layer.padding)
+    if type(layer) is OneToOne and "bias" not in layer.weight.value:
+        return nir.Scale(np.asarray(layer.weight.value["weight"]))
+    if type(layer) is Delay:
+        return nir.Delay(np.broadcast_to(np.asarray(seconds(layer.delay)), layer.out_size))
     if type(layer) is Linear and len(layer.in_size) == 1:
         params = layer.weight.value
         weight = np.asarray(params["weight"] if layer.w_mask is None else params["weight"] * layer.w_mask).T
@@ -132,7 +144,8 @@ def _node(nir: Any, name: str, layer: Any) -> Any:
     raise ConfigurationError(
         f"The layer {name!r} has no counterpart in NIR.",
         found=type(layer).__name__,
-        expected="Linear, Conv1d or Conv2d with channel_first, LI, LIF, CubaLI, CubaLIF, LIFCell or LeakyRateReadout",
+        expected="Linear, OneToOne without bias, Conv1d or Conv2d with channel_first, Delay, IF, LI, LIF, CubaLI, "
+        "CubaLIF, LIFCell or LeakyRateReadout",
     )
 
 

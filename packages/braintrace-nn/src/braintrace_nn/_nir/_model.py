@@ -4,16 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import brainstate
-import jax.numpy as jnp
 import numpy as np
+import saiunit as u
 
+from braintrace_nn._connections import OneToOne
 from braintrace_nn._conv import Conv1d, Conv2d
 from braintrace_nn._errors import ConfigurationError
 from braintrace_nn._linear import Linear
+from braintrace_nn._spiking import Delay
 from braintrace_nn._surrogate import triangular_spike
 
-from ._neurons import LI, LIF, CubaLI, CubaLIF, Population
+from ._neurons import IF, LI, LIF, CubaLI, CubaLIF, Population
 from ._order import Edge, schedule
+from ._shapes import Flattened, Pooled
 
 INPUT, OUTPUT = "Input", "Output"
 
@@ -96,8 +99,9 @@ def from_nir(graph: Any, spk_fun: Callable = triangular_spike) -> NIRModel:
     Parameters
     ----------
     graph : nir.NIRGraph
-        With one input and one output, of nodes ``Affine``, ``Linear``, ``Conv1d``, ``Conv2d``, ``Flatten``, ``LI``,
-        ``LIF``, ``CubaLI``, ``CubaLIF`` and graphs of those, with or without recurrence.
+        With one input and one output, of nodes ``Affine``, ``Linear``, ``Scale``, ``Conv1d``, ``Conv2d``,
+        ``AvgPool2d``, ``SumPool2d``, ``Flatten``, ``Delay``, ``IF``, ``LI``, ``LIF``, ``CubaLI``, ``CubaLIF`` and
+        graphs of those, with or without recurrence. Delays are whole time steps, the nearest.
     spk_fun : callable
         Step function with a surrogate gradient of all spiking neurons.
 
@@ -178,34 +182,29 @@ def _convolution(node: Any, spk_fun: Callable) -> Any:
     )
 
 
-class Flattened(brainstate.nn.Module):
-    """One axis in place of those from `start_dim` to `end_dim` of a sample."""
-
-    def __init__(self, in_size: tuple[int, ...], start_dim: int, end_dim: int):
-        super().__init__()
-        self.sample_shape, self.start_dim, self.end_dim = in_size, start_dim, end_dim
-        first, last = start_dim % len(in_size), end_dim % len(in_size)
-        self.in_size = in_size
-        self.flat_shape = self.out_size = (
-            *in_size[:first],
-            int(np.prod(in_size[first : last + 1])),
-            *in_size[last + 1 :],
-        )
-
-    def update(self, x: Any) -> Any:
-        """Reshape one sample or a batch of them."""
-        return jnp.reshape(x, (*x.shape[: x.ndim - len(self.sample_shape)], *self.flat_shape))
-
-
 def _flatten(node: Any, spk_fun: Callable) -> Any:
     return Flattened(_shape(node.input_type["input"]), int(node.start_dim), int(node.end_dim))
+
+
+def _pool(node: Any, spk_fun: Callable) -> Any:
+    return Pooled(node.kernel_size, node.stride, node.padding, mean=_kind(node) == "AvgPool2d")
+
+
+def _scale(node: Any, spk_fun: Callable) -> Any:
+    scale = np.asarray(node.scale)
+    return OneToOne(scale.shape, scale)
+
+
+def _delay(node: Any, spk_fun: Callable) -> Any:
+    delay = np.asarray(node.delay)
+    return Delay(delay.shape, u.Quantity(delay, unit=u.second))
 
 
 def _population(kind: Any) -> Callable[[Any, Callable], Any]:
     def make(node: Any, spk_fun: Callable) -> Any:
         parameters = {key: np.asarray(getattr(node, key)) for key in kind.parameter_names}
         spikes = {"spk_fun": spk_fun} if "v_threshold" in parameters else {}
-        return kind(np.shape(node.v_leak), **parameters, **spikes)
+        return kind(np.shape(node.r), **parameters, **spikes)
 
     return make
 
@@ -216,6 +215,11 @@ _MODULES: dict[str, Callable[[Any, Callable], Any]] = {
     "Conv1d": _convolution,
     "Conv2d": _convolution,
     "Flatten": _flatten,
+    "AvgPool2d": _pool,
+    "SumPool2d": _pool,
+    "Scale": _scale,
+    "Delay": _delay,
+    "IF": _population(IF),
     "LI": _population(LI),
     "LIF": _population(LIF),
     "CubaLI": _population(CubaLI),

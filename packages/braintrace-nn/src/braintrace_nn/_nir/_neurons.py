@@ -66,8 +66,8 @@ class Population(StatefulLayer):
         V = super().initial(name, batch_size)
         return V if name == "V" else 0 * V
 
-    def keep(self, tau: np.ndarray, dtype: Any) -> jax.Array:
-        """exp(-dt/tau) for a time constant in seconds."""
+    def step_in_seconds(self) -> np.ndarray:
+        """The time step of the environment."""
         dt = brainstate.environ.get("dt", None)
         if dt is None:
             raise ConfigurationError(
@@ -75,12 +75,17 @@ class Population(StatefulLayer):
                 where=describe(self),
                 fix="set it, for instance by brainstate.environ.set(dt=1.0 * saiunit.ms); plain numbers are seconds",
             )
-        return jnp.asarray(np.exp(-np.asarray(seconds(dt), "float64") / tau), dtype)
+        return np.asarray(seconds(dt), "float64")
 
-    def relaxed(self, V: Any, current: Any, tau: np.ndarray) -> Any:
+    def keep(self, tau: np.ndarray, dtype: Any) -> jax.Array:
+        """exp(-dt/tau) for a time constant in seconds."""
+        return jnp.asarray(np.exp(-self.step_in_seconds() / tau), dtype)
+
+    def relaxed(self, V: Any, current: Any) -> Any:
         """The membrane after a step of constant current."""
         r, v_leak = jnp.asarray(self.r, V.dtype), jnp.asarray(self.v_leak, V.dtype)
         limit = v_leak + r * current
+        tau = self.tau_mem if "I" in self.state_names else self.tau
         return limit + (V - limit) * self.keep(tau, V.dtype)
 
     def received(self, I: Any, x: Any) -> Any:
@@ -91,6 +96,18 @@ class Population(StatefulLayer):
     def output(self, V: Any) -> Any:
         """What a population with these potentials gives: the potentials."""
         return V
+
+    def after_reset(self, V: Any) -> Any:
+        """The potentials with which a step begins."""
+        return V
+
+    def update(self, x: Any) -> Any:
+        """Advance by one step; input and output have shape `size` or (B, \\*size)."""
+        x, *current, V = self.read(x)
+        if current:
+            x = self.I.value = self.received(current[0], x)
+        self.V.value = self.relaxed(self.after_reset(V), x)
+        return self.output(self.V.value)
 
     def last_output(self) -> Any:
         """The output of the step before."""
@@ -163,12 +180,6 @@ class LI(Population):
     ):
         super().__init__(size, {"tau": tau, "r": r, "v_leak": v_leak}, state_init, name)
 
-    def update(self, x: Any) -> Any:
-        """Advance by one step; input and output have shape `size` or (B, \\*size)."""
-        x, V = self.read(x)
-        self.V.value = self.relaxed(V, x, self.tau)
-        return self.V.value
-
 
 class LIF(Spiking):
     r"""Leaky integrate-and-fire neurons.
@@ -228,12 +239,6 @@ class LIF(Spiking):
         super().__init__(size, parameters, state_init, name)
         self.spk_fun = spk_fun
 
-    def update(self, x: Any) -> Any:
-        """Advance by one step; input and spikes have shape `size` or (B, \\*size)."""
-        x, V = self.read(x)
-        self.V.value = self.relaxed(self.after_reset(V), x, self.tau)
-        return self.output(self.V.value)
-
 
 class CubaLI(Population):
     r"""Leaky integrators of a synaptic current.
@@ -287,13 +292,6 @@ class CubaLI(Population):
     ):
         parameters = {"tau_syn": tau_syn, "tau_mem": tau_mem, "r": r, "v_leak": v_leak, "w_in": w_in}
         super().__init__(size, parameters, state_init, name)
-
-    def update(self, x: Any) -> Any:
-        """Advance by one step; input and output have shape `size` or (B, \\*size)."""
-        x, I, V = self.read(x)
-        self.I.value = self.received(I, x)
-        self.V.value = self.relaxed(V, self.I.value, self.tau_mem)
-        return self.V.value
 
 
 class CubaLIF(Spiking):
@@ -356,9 +354,55 @@ class CubaLIF(Spiking):
         super().__init__(size, parameters, state_init, name)
         self.spk_fun = spk_fun
 
-    def update(self, x: Any) -> Any:
-        """Advance by one step; input and spikes have shape `size` or (B, \\*size)."""
-        x, I, V = self.read(x)
-        self.I.value = self.received(I, x)
-        self.V.value = self.relaxed(self.after_reset(V), self.I.value, self.tau_mem)
-        return self.output(self.V.value)
+
+class IF(Spiking):
+    r"""Integrate-and-fire neurons without a leak.
+
+    .. math:: \dot V = R\, x, \qquad s = H(V - v_{threshold}), \qquad V \to v_{reset} \text{ where } s = 1
+
+    with the reset of `LIF`, time in seconds. One hidden group of one state; weights before it are exact unless the
+    spikes come back.
+
+    Parameters
+    ----------
+    size : int or tuple of int
+        Shape of the population.
+    r : number or array
+        Inverse capacity, per second; 1 by default.
+    v_threshold, v_reset, spk_fun, state_init, name
+        As in `LIF`.
+
+    Attributes
+    ----------
+    V : HiddenState
+        Potential before the reset, shape `size` or (B, \*size).
+
+    Examples
+    --------
+    >>> import brainstate, jax.numpy as jnp, saiunit as u
+    >>> population = IF(2, r=1000.0)
+    >>> population.init_state()
+    >>> with brainstate.environ.context(dt=1.0 * u.ms):
+    ...     population(jnp.array([0.5, 1.5])).tolist()
+    [0.0, 1.0]
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ("V",)
+    parameter_names: ClassVar[tuple[str, ...]] = ("r", "v_threshold", "v_reset")
+
+    def __init__(
+        self,
+        size: Size,
+        r: Any = 1.0,
+        v_threshold: Any = 1.0,
+        v_reset: Any = 0.0,
+        spk_fun: Callable = triangular_spike,
+        state_init: Initializer = ZEROS,
+        name: str | None = None,
+    ):
+        super().__init__(size, {"r": r, "v_threshold": v_threshold, "v_reset": v_reset}, state_init, name)
+        self.spk_fun = spk_fun
+
+    def relaxed(self, V: Any, current: Any) -> Any:
+        """The membrane after a step of constant current."""
+        return V + jnp.asarray(self.r * self.step_in_seconds(), V.dtype) * current

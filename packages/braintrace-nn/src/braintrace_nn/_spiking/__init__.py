@@ -1,4 +1,5 @@
 from ._coba import COBACell as COBACell
+from ._delay import Delay as Delay
 from ._kinetics import Alpha as Alpha
 from ._kinetics import Delta as Delta
 from ._kinetics import DualExpon as DualExpon

@@ -11,12 +11,13 @@ import saiunit as u
 from braintrace_nn._cells._base import concat
 from braintrace_nn._constrained import SignedWLinear
 from braintrace_nn._init import KAIMING_NORMAL, Initializer, as_count, initial_state
-from braintrace_nn._stateful import StatefulLayer
 from braintrace_nn._surrogate import triangular_spike
 from braintrace_nn._time import in_steps, leak
 
+from ._firing import Firing
 
-class COBACell(StatefulLayer):
+
+class COBACell(Firing):
     r"""Excitatory and inhibitory integrate-and-fire neurons with synaptic conductances (Vogels and Abbott 2005).
 
     .. math::
@@ -51,6 +52,8 @@ class COBACell(StatefulLayer):
     spk_fun : callable
         H, a step function with a surrogate gradient.
     name : str, optional
+    tau_ref : quantity or number, optional
+        Refractory period: for so long after a spike a neuron is silent, though it integrates. None by default.
 
     Attributes
     ----------
@@ -99,6 +102,7 @@ class COBACell(StatefulLayer):
         V_init: Initializer | None = None,
         spk_fun: Callable = triangular_spike,
         name: str | None = None,
+        tau_ref: Any = None,
     ):
         num_in = as_count(in_size, "in_size")
         self.num_exc, self.num_inh = as_count(num_exc, "num_exc"), as_count(num_inh, "num_inh")
@@ -106,6 +110,7 @@ class COBACell(StatefulLayer):
         super().__init__(num_in, size, state_init=E_L if V_init is None else V_init, name=name)
         self.tau, self.tau_E, self.tau_I = tau, tau_E, tau_I
         self.E_L, self.E_E, self.E_I = E_L, E_E, E_I
+        self.tau_ref = tau_ref
         self.V_th, self.V_reset, self.spk_fun = V_th, V_reset, spk_fun
         self.W_E = SignedWLinear(num_in + self.num_exc, size, w_init)
         self.W_I = SignedWLinear(self.num_inh, size, w_inh_init)
@@ -122,7 +127,8 @@ class COBACell(StatefulLayer):
     def update(self, x: Any) -> Any:
         """Advance by one step; `x` has shape (I,) or (B, I), the returned spikes (O,) or (B, O)."""
         x, g_E, g_I, V = self.read(x)
-        s = self.spikes(V)
+        s = self.heard(self.spikes(V))
+        self.count_down(s)
         g_E = leak(self, self.tau_E, V.dtype) * g_E + self.W_E(concat(x, s[..., : self.num_exc]))
         g_I = leak(self, self.tau_I, V.dtype) * g_I + self.W_I(s[..., self.num_exc :])
         total = 1 + g_E + g_I
@@ -130,4 +136,4 @@ class COBACell(StatefulLayer):
         start = V - (jax.lax.stop_gradient(V) - self.V_reset) * s
         V = limit + (start - limit) * jnp.exp(-total * in_steps(self, self.tau, V.dtype))
         self.g_E.value, self.g_I.value, self.V.value = g_E, g_I, V
-        return self.spikes(V)
+        return self.heard(self.spikes(V))

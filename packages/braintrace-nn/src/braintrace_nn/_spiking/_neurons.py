@@ -11,17 +11,18 @@ from braintrace_nn._cells._base import concat
 from braintrace_nn._errors import ConfigurationError
 from braintrace_nn._init import KAIMING_NORMAL, ZEROS, Initializer, Size
 from braintrace_nn._linear import Linear
-from braintrace_nn._stateful import StatefulLayer
 from braintrace_nn._surrogate import triangular_spike
 from braintrace_nn._time import leak
 
+from ._delay import Delay
+from ._firing import Firing
 from ._kinetics import Expon, Kinetics
 
 TEN_MS = 10.0 * u.ms
 EXPON = Expon()
 
 
-class SpikingCell(StatefulLayer):
+class SpikingCell(Firing):
     """Base class of the spiking layers: a weight on input and own spikes, a synapse, and a membrane.
 
     A subclass names the states of its neurons in ``own_names``, ``"V"`` first, and says in `spikes` when they fire and
@@ -50,6 +51,10 @@ class SpikingCell(StatefulLayer):
         braintools.
     spk_reset : "soft" or "hard"
     name : str, optional
+    tau_ref : quantity or number, optional
+        Refractory period: for so long after a spike a neuron is silent, though it integrates. None by default.
+    delay : quantity or number, optional
+        Time after which the neurons see their own spikes, one step by default; one number, or one per neuron.
     """
 
     own_names: ClassVar[tuple[str, ...]] = ("V",)
@@ -70,15 +75,33 @@ class SpikingCell(StatefulLayer):
         spk_fun: Callable = triangular_spike,
         spk_reset: Literal["soft", "hard"] = "soft",
         name: str | None = None,
+        tau_ref: Any = None,
+        delay: Any = None,
     ):
         super().__init__(in_size, out_size, state_init=V_init, name=name)
+        if delay is not None and not recurrent:
+            raise ConfigurationError("Neurons that do not see their spikes have no delay.", found=f"delay={delay}")
         if spk_reset not in ("soft", "hard"):
             raise ConfigurationError("There is no such reset.", found=repr(spk_reset), expected="'soft' or 'hard'")
         self.tau, self.synapse, self.recurrent = tau, synapse, recurrent
         self.V_th, self.spk_fun, self.spk_reset = V_th, spk_fun, spk_reset
         self.state_names = (*synapse.state_names, *self.own_names)
+        self.tau_ref = tau_ref
+        self.line = None if delay is None else Delay(self.out_size, delay, already=1)
         num_in = self.in_size[-1] + (self.out_size[-1] if recurrent else 0)
         self.W = Linear((*self.in_size[:-1], num_in), self.out_size, w_init, b_init)
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        """Make the states of one sample or of a batch."""
+        super().init_state(batch_size)
+        if self.line is not None:
+            self.line.init_state(batch_size)
+
+    def reset_state(self, batch_size: int | None = None) -> None:
+        """Set all states back, possibly for another batch size."""
+        super().reset_state(batch_size)
+        if self.line is not None:
+            self.line.reset_state(batch_size)
 
     def initial(self, name: str, batch_size: int | None) -> Any:
         """The initial potential, or zero in its unit."""
@@ -103,13 +126,15 @@ class SpikingCell(StatefulLayer):
         x, *states = self.read(x)
         count = len(self.synapse.state_names)
         received, own = states[:count], states[count:]
-        s = self.spikes(*own)
-        drive = self.W(concat(x, s) if self.recurrent else x)
+        s = self.heard(self.spikes(*own))
+        self.count_down(s)
+        seen = s if self.line is None else self.line(s)
+        drive = self.W(concat(x, seen) if self.recurrent else x)
         current, received = self.synapse.step(self, drive, *received)
         own = self.integrate(current, s, *own)
         for name, value in zip(self.state_names, (*received, *own), strict=True):
             getattr(self, name).value = value
-        return self.spikes(*own)
+        return self.heard(self.spikes(*own))
 
 
 class LIFCell(SpikingCell):
@@ -128,7 +153,7 @@ class LIFCell(SpikingCell):
 
     Parameters
     ----------
-    in_size, out_size, tau, synapse, recurrent, V_th, w_init, b_init, V_init, spk_fun, spk_reset, name
+    in_size, out_size, tau, synapse, recurrent, V_th, w_init, b_init, V_init, spk_fun, spk_reset, name, tau_ref, delay
         As in `SpikingCell`; tau is 10 ms and V_th 1 by default.
 
     Attributes
