@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._constants import FactoredTraceRule
+from braintrace_algos._factored_rules import FactoredTraceRule, LatestStepTraceRule
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._step import Derivatives, StepResult, local_derivatives
 from braintrace_compiler import factored_states
+from braintrace_primitives import TraceRule
 
 from ._base import Carry
 from ._recursion import backwards, past_signals, state_signals
@@ -23,18 +24,15 @@ class TraceCarry(Carry):
     every_state = False
 
     def prepare(self, plan: Plan) -> Plan:
-        """Traces that are proven to factorise, in part or whole, are kept factorised."""
-        rules = {}
+        """Traces that are proven to factorise, in part or whole, are kept as factors."""
+        rules: dict[str, TraceRule] = {}
         for key, (c, *others) in plan.traces.items():
-            states = factored_states(
-                plan.transitions[c.group],
-                [c.slot, *(use.slot for use in others)],
-                c.feed,
-                plan.operations[c.operation],
-                plan.live[c.group],
-            )
-            if states:
+            transition, operation = plan.transitions[c.group], plan.operations[c.operation]
+            slots = [c.slot, *(use.slot for use in others)]
+            if states := factored_states(transition, slots, c.feed, operation, plan.live[c.group]):
                 rules[key] = FactoredTraceRule(c.rule, states)
+            elif not transition.remembers and operation.x_var is not None:
+                rules[key] = LatestStepTraceRule(c.rule, len(slots))
         return plan._replace(couplings=tuple(c._replace(rule=rules.get(c.trace, c.rule)) for c in plan.couplings))
 
     def remarks(self, plan: Plan) -> list[str]:
@@ -175,7 +173,7 @@ def _exit_one(
     inputs = None if x[c.operation] is None else _joined([x[use.operation][kept] for use in uses])
     if P is None:
         added = rule.accumulate(inputs, factors, weights[c.operation], params)
-        return jax.tree.map(lambda value: value.astype(dtype), added)
+        return jax.tree.map(lambda old, value: value.astype(old.dtype), trace, added)
     return rule.advance(trace, spread(c.feed, P, 2).astype(dtype), inputs, factors, weights[c.operation], params)
 
 

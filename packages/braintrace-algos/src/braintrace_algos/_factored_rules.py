@@ -1,4 +1,4 @@
-"""Exact factoring of traces whose D and F the compiler has proven constant (`braintrace_compiler.factored_states`)."""
+"""Traces that are outer products in all but name, kept as their factors: an exact gradient from less memory."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,39 @@ import jax.numpy as jnp
 from braintrace_primitives import TraceRule
 
 
+class LatestStepTraceRule(TraceRule):
+    """The trace rule of an op that drives a group without memory of its own, D = 0: all there is, is the latest step.
+
+    The trace is ``{"factor": (n, S, *y), "x": (n, *x)}``, F and the input of each of the n uses of the weight.
+
+    Parameters
+    ----------
+    rule : TraceRule
+        Of an op with an input.
+    uses : int
+        n.
+    """
+
+    def __init__(self, rule: TraceRule, uses: int):
+        super().__init__(rule.fn)
+        self.rule, self.uses = rule, uses
+
+    def init(self, x, weights, y, num_states, params, dtype):
+        factor = jnp.zeros((self.uses, num_states, *y.shape), dtype)
+        return {"factor": factor, "x": jnp.zeros((self.uses, *x.shape), x.dtype)}
+
+    def accumulate(self, xs, factors, weights, params):
+        return {"factor": factors, "x": xs}
+
+    def contract(self, trace, signal, weights, params):
+        sent = (trace["factor"].astype(signal.dtype) * signal).sum(1)
+        return self.rule.pullback(trace["x"], weights, sent, params)
+
+
 class FactoredTraceRule(TraceRule):
     """The trace rule of an op behind constant derivatives: the inputs, filtered as the states filter them.
+
+    Which derivatives are constant the compiler proves (`braintrace_compiler.factored_states`).
 
     For the n states that factorise the trace is ``{"x": (n, *x), "one": (n,)}``: what ``sum_s D^{t-s} F`` makes of the
     inputs, and of a constant input of one, for the weights that act beside the input (a bias). The other states, if

@@ -1,4 +1,4 @@
-"""Exact factoring: proven where it holds, refused where anything could change D or F, and never a change of numbers."""
+"""Traces as factors: proven where it holds, refused where D or F could change, and never a change of numbers."""
 
 import brainstate
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from braintrace_algos import D_RTRL, compile
-from braintrace_algos._constants import FactoredTraceRule
+from braintrace_algos._factored_rules import FactoredTraceRule
 from braintrace_primitives import matmul
 
 B, I, H, O = 3, 4, 5, 2
@@ -98,3 +98,48 @@ def test_what_varies_is_not_factored(data, change):
     learner = compile(Integrators(change), D_RTRL, data[0][0], batch_size=B)
     assert is_factored(learner) == [False]
     assert "filtered inputs" not in learner.report.notes
+
+
+class Feedforward(brainstate.nn.Module):
+    """A vanilla recurrent layer: position by position it forgets at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState({"weight": normal(0, I + H, H), "bias": normal(1, H)})
+        self.out = brainstate.ParamState(normal(2, H, O))
+
+    def init_state(self, batch_size=None):
+        self.h = brainstate.HiddenState(jnp.zeros((H,) if batch_size is None else (batch_size, H)))
+
+    def update(self, x):
+        x = jnp.concatenate([x, self.h.value], -1)
+        self.h.value = jnp.tanh(matmul(x, self.w.value["weight"], self.w.value["bias"]))
+        return matmul(self.h.value, self.out.value)
+
+
+@pytest.mark.parametrize("vmap", [False, True])
+def test_where_nothing_is_remembered_the_latest_step_says_it_all(data, loss, distance, vmap):
+    """Windows of one step: each looks back on one step, and no further, as BPTT over pairs of steps does."""
+    xs, ys = data
+    options = {"vjp_method": "multi-step", "window": 1, "vmap": vmap}
+    learner = compile(Feedforward(), D_RTRL, xs[0], batch_size=B, **options)
+    (trace,) = learner.etraces.value.values()
+    assert sum(v.size for v in jax.tree.leaves(trace)) == B * (I + H) + B * H
+    found = learner.etrace_grad(xs, ys, step_fn=lambda x, y: loss(learner(x), y), reduction="sum")
+
+    def step(w, h, x):
+        return jnp.tanh(jnp.concatenate([x, h], -1) @ w["weight"] + w["bias"])
+
+    def latest(w, h, xs, y):
+        """Loss of the last step of one or two from h, which is held fixed."""
+        for x in xs:
+            h = step(w, h, x)
+        return loss(h @ out, y)
+
+    w, out = learner.param_states["w",].value, learner.param_states["out",].value
+    h = jnp.zeros((B, H))
+    total = jax.grad(latest)(w, h, xs[:1], ys[0])
+    for t in range(1, len(xs)):
+        total = jax.tree.map(jnp.add, total, jax.grad(latest)(w, h, xs[t - 1 : t + 1], ys[t]))
+        h = step(w, h, xs[t - 1])
+    assert distance(found["w",], total) < 1e-5
