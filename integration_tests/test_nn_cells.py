@@ -35,6 +35,18 @@ class Leaky(brainstate.nn.Module):
         return self.v.value
 
 
+class Delayed(brainstate.nn.Module):
+    """Spiking units behind a delay line."""
+
+    def __init__(self, delay):
+        super().__init__()
+        self.cell = nn.LIFCell(I, H, recurrent=False, spk_fun=nn.arctan_spike)
+        self.line, self.in_size = nn.Delay(H, delay), self.cell.in_size
+
+    def update(self, x):
+        return self.line(self.cell(x))
+
+
 class Model(NamedTuple):
     make: Any
     omissions: dict[str, set[str]]
@@ -81,6 +93,9 @@ CELLS = {
     "ALIF, no recurrence": spiking(nn.ALIFCell),
     "GIF": cell(nn.GIFCell, "W"),
     "GIF, no recurrence": spiking(nn.GIFCell),
+    "LIF, refractory": spiking(nn.LIFCell, tau_ref=2.0 * u.ms),
+    "LIF, delayed": cell(lambda *sizes: nn.LIFCell(*sizes, delay=3.0 * u.ms, tau_ref=1.0 * u.ms), "W"),
+    "Delay": Model(lambda: Delayed(2.0 * u.ms), {}),
     "COBA": Model(lambda: nn.COBACell(I, 2, 1, V_init=-52.0), {"W_E": {MIXING}, "W_I": {MIXING}}),
     "dual synapse": Model(lambda: nn.Synapse(I, H, nn.DualExpon()), {}),
     "alpha synapse": Model(lambda: nn.Synapse(I, H, nn.Alpha()), {}),
@@ -99,7 +114,10 @@ LAYERS = {
     "Conv1d": leaky(lambda: nn.Conv1d((4, I), H, 2, b_init=0.1)),
     "Conv2d": leaky(lambda: nn.Conv2d((3, 2, I), H, 2, b_init=0.1)),
     "Conv3d": leaky(lambda: nn.Conv3d((2, 2, 2, I), H, 2, padding="VALID", b_init=0.1)),
+    "Conv1d, masked": leaky(lambda: nn.Conv1d((4, I), H, 2, b_init=0.1, w_mask=np.eye(I, H)[None].repeat(2, 0))),
     "ScaledWSConv1d": leaky(lambda: nn.ScaledWSConv1d((4, I), H, 2, b_init=0.1)),
+    "ScaledWSConv2d": leaky(lambda: nn.ScaledWSConv2d((3, 2, I), H, 2, b_init=0.1)),
+    "ScaledWSConv3d": leaky(lambda: nn.ScaledWSConv3d((2, 2, 2, I), H, 2, padding="VALID", b_init=0.1)),
 }
 MODELS = CELLS | LAYERS
 
@@ -110,6 +128,24 @@ def example(layer):
     if isinstance(layer, nn.Embedding):
         return jnp.asarray(rng.integers(0, 4, (T, B)))
     return jnp.asarray(rng.normal(size=(T, B, *layer.in_size)))
+
+
+UNLEARNT = {"Sequential", "NIRModel", "LI", "LIF", "IF", "CubaLI", "CubaLIF"}  # no weights of their own
+
+
+def test_no_cell_or_layer_is_missing():
+    """The tests below run over `MODELS`: a public layer with weights that is not there is tested by none."""
+    public = {
+        name
+        for name, kind in vars(nn).items()
+        if isinstance(kind, type)
+        and issubclass(kind, brainstate.nn.Module)
+        and kind.__module__.startswith("braintrace_nn")
+        and not any(issubclass(other, kind) for other in vars(nn).values() if isinstance(other, type) and other != kind)
+    }
+    with precision("float64"):
+        modules = [module for model in MODELS.values() for module in model.make().nodes().values()]
+    assert {kind.__name__ for kind in map(type, modules)} >= public - UNLEARNT - {"VanillaRNNCell"}
 
 
 def gradients(name, algorithm, source=None, **options):

@@ -192,7 +192,7 @@ class _Rewriter:
             for view in views.get(v, ()):
                 self._env[v, view] = self._enter(v, view)
         for eqn in program.eqns:
-            self._emit(eqn, views, cuts.get(eqn.outvars[0], 0))
+            self._emit(eqn, views, _cut_at(eqn, cuts))
 
         outputs = [self._read(v, _View()) for v in self.minfo.out_outvars]
         delta_of = dict(zip((s.path for s in self.minfo.hidden), self.new, strict=True))
@@ -225,7 +225,7 @@ class _Rewriter:
                     ask(v, _View())
             swapped = self._swapped(eqn)
             for view in self._computed(eqn, views):
-                below = _View(view.cut | cuts.get(eqn.outvars[0], 0), view.inside)
+                below = _View(view.cut | _cut_at(eqn, cuts), view.inside)
                 for i, v in enumerate(eqn.invars):
                     if i not in swapped:
                         ask(v, below)
@@ -278,6 +278,11 @@ class _Rewriter:
         out = fresh_var(value.aval)
         self._eqns.append(add_equation(value, delta, out))
         return out
+
+
+def _cut_at(eqn: JaxprEqn, cuts: Mapping[Var, int]) -> int:
+    """The groups that are cut at an equation; those that only have an effect, such as a check, have no output."""
+    return cuts.get(eqn.outvars[0], 0) if eqn.outvars else 0
 
 
 def _is_variable(atom: Any) -> bool:
