@@ -18,7 +18,10 @@ draw = lambda *shape, draw=draw: draw(shape, jnp.float32)
 pattern = bp.SparsityPattern.from_dense(np.ones((3, 4)))
 x, w, bias = draw(8, 3), draw(3, 4), draw(4)
 layout = ("NWC", "WIO", "NWC")
+own = bp.register_primitive("mesh_own", lambda x, gain: x * gain)
 operations = {
+    "elementwise": (lambda x, w: x * bp.element_wise(w), x, (draw(3),)),
+    "own": (jax.vmap(own, (0, None)), x, (draw(3),)),
     "matmul": (bp.matmul, x, (w, bias)),
     "grouped": (bp.grouped_matmul, draw(8, 2, 3), (draw(2, 3, 4), draw(2, 4))),
     "einsum": (lambda x, w: bp.einsum("bi,io->bo", x, w), x, (w,)),
@@ -73,6 +76,8 @@ RULES = """
 for name, (operation, x, weights) in operations.items():
     eqn = next(e for e in jax.make_jaxpr(operation)(x, *weights).eqns if bp.is_etp_primitive(e.primitive))
     spec, params = bp.get_primitive_spec(eqn.primitive), eqn.params
+    if spec.x_invar_index is None:
+        continue  # its trace has the shape of the weight, which is the same everywhere
     shapes = [v.aval.shape for v in eqn.invars]
     weights = {k: draw(*shapes[i]) for k, i in spec.trainable_invars(params).items()}
     y = eqn.outvars[0].aval.shape
@@ -92,11 +97,26 @@ for name, (operation, x, weights) in operations.items():
         close(f"{name} explicit", jax.jit(run)(*placed), want)
         trace = jax.eval_shape(lambda *a: spec.trace_rule.accumulate(*a, params), placed[0], placed[1], placed[3])
         for leaf in jax.tree.leaves(trace):
-            assert leaf.sharding.spec[1] == "batch", (name, leaf)
+            assert name == "own" or leaf.sharding.spec[1] == "batch", (name, leaf)
+"""
+
+ELEMENTWISE = """
+rule, w = bp.get_primitive_spec(bp.etp_elemwise_p).trace_rule, {"weight": draw(3)}
+broadcast = rule.expanded(jnp.tile(jnp.arange(3), (2, 1)))
+for rule, shape in (rule, (3,)), (broadcast, (2, 3)):
+    factors, signal = draw(4, 2, 2, *shape), draw(4, 2, *shape)
+    want = sum(rule.contract(rule.accumulate(None, f, w, {}), s, w, {})["weight"] for f, s in zip(factors, signal))
+    run = lambda f, s: rule.contract(rule.accumulate(None, f[0], w, {}), s[0], w, {})["weight"]
+    with mesh(AxisType.Auto):
+        close("elementwise", jax.jit(jax.shard_map(run, in_specs=P("batch"), out_specs=P()))(factors, signal), want)
 """
 
 
-@pytest.mark.parametrize("script", [SHARDED_JIT, SHARD_MAP, RULES], ids=["sharded jit", "shard_map", "trace rules"])
+@pytest.mark.parametrize(
+    "script",
+    [SHARDED_JIT, SHARD_MAP, RULES, ELEMENTWISE],
+    ids=["sharded jit", "shard_map", "trace rules", "elementwise"],
+)
 def test_four_devices(script):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run(

@@ -93,6 +93,14 @@ def test_other_operations_keep_the_unit_of_their_weight():
     assert bp.element_wise(Quantity(W, METER)).unit == METER
     assert bp.embedding(jnp.array([1]), Quantity(W, METER)).unit == METER
     assert bp.einsum("bi,io->bo", X, Quantity(W, METER)).unit == METER
+    assert bp.einsum("bi,io->bo", Quantity(X, METER), Quantity(W, PER_SECOND)).unit == METER * PER_SECOND
+    plain = bp.einsum("bi,io->bo", Quantity(X, METER), Quantity(W, Unit() / METER))
+    assert jnp.allclose(plain, X @ W, atol=1e-5)
+
+
+def test_indices_carry_no_unit():
+    with pytest.raises(bp.OperandTypeError, match="indices is not an array"):
+        bp.embedding(Quantity(jnp.array([1]), METER), W)
 
 
 def test_saiunit():

@@ -19,7 +19,7 @@ def explicit_spec(array: Any) -> PartitionSpec | None:
     return None if sharding is None else PartitionSpec(*sharding.spec, *(None,) * (array.ndim - len(sharding.spec)))
 
 
-def explicit_specs(arrays: Mapping[str, Any]) -> dict[str, PartitionSpec] | None:
+def explicit_specs(arrays: Mapping[str, Any]) -> dict[str, Any] | None:
     """`explicit_spec` of every array, None where the mesh has no explicit axes."""
     specs = {name: explicit_spec(array) for name, array in arrays.items()}
     return None if None in specs.values() else specs
@@ -36,6 +36,12 @@ def sum_over_replicas(value: Any, weight: Any) -> Any:
     """Inside ``shard_map``: the sum of `value` over the mesh axes along which `weight` is replicated."""
     axes = _varying(value) - _varying(weight)
     return jax.lax.psum(value, tuple(sorted(axes))) if axes else value
+
+
+def varying_like(value: Any, *others: Any) -> Any:
+    """`value`, of which every device of the mesh axes that `others` vary along has a copy of its own."""
+    axes = frozenset().union(*map(_varying, others)) - _varying(value)
+    return jax.lax.pcast(value, tuple(sorted(axes)), to="varying") if axes else value
 
 
 def _varying(array):

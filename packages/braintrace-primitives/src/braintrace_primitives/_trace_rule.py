@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._sharding import explicit_sharding, sum_over_replicas
+from ._sharding import explicit_sharding, explicit_specs, in_auto_axes, sum_over_replicas, varying_like
 
 Arrays = dict[str, Any]
 
@@ -169,7 +169,9 @@ class GenericTraceRule(TraceRule):
         return {name: jnp.zeros((num_states, *y.shape, *w.shape), dtype) for name, w in weights.items()}
 
     def accumulate(self, xs, factors, weights, params):
-        weights = {name: w.astype(jnp.result_type(w, factors)) for name, w in weights.items()}
+        # The trace is each device's own: inside shard_map the derivative by a shared weight would be their sum.
+        seen = (factors,) if xs is None else (factors, xs)
+        weights = {n: varying_like(w.astype(jnp.result_type(w, factors)), *seen) for n, w in weights.items()}
         states, shape = factors.shape[1], factors.shape[2:]
         basis = jnp.eye(math.prod(shape), dtype=factors.dtype).reshape(math.prod(shape), *shape)
 
@@ -187,7 +189,10 @@ class GenericTraceRule(TraceRule):
         return {name: step(old) for name, old in trace.items()}
 
     def contract(self, trace, signal, weights, params):
-        return {name: cast_like(jnp.tensordot(signal, trace[name], signal.ndim), w) for name, w in weights.items()}
+        def over_positions(trace, signal, weights):
+            return {name: cast_like(jnp.tensordot(signal, trace[name], signal.ndim), w) for name, w in weights.items()}
+
+        return in_auto_axes(over_positions, explicit_specs(weights), trace, signal, dict(weights))
 
 
 def take(y: Any, index: Any) -> Any:

@@ -29,8 +29,9 @@ class ConvTraceRule(TraceRule):
 
         def by_platform(xs, weights, gs):
             # XLA's own gradient of a convolution is up to a hundred times slower inside a loop on CPU, except for
-            # strides over three axes.
-            if len(params["strides"]) == 3 and max(params["strides"] + params["lhs_dilation"]) > 1:
+            # strides over three axes; and it alone takes empty axes.
+            strided = len(params["strides"]) == 3 and max(params["strides"] + params["lhs_dilation"]) > 1
+            if strided or not all(a.size for a in (xs, gs, weights["weight"])):
                 return plain(xs, weights, gs)
             return jax.lax.platform_dependent(xs, weights, gs, cpu=correlated, default=plain)
 
@@ -38,16 +39,20 @@ class ConvTraceRule(TraceRule):
 
     def init(self, x, weights, y, num_states, params, dtype):
         *places, outputs = jax.eval_shape(lambda y: _align(y, 0, params), y).shape
-        size = math.prod(weights["weight"].shape[i] for i in params["dimension_numbers"].rhs_spec[1:])
+        size = _patch_size(weights["weight"].shape, params)
         shapes = {"weight": (*places, size, outputs), "bias": y.shape}
         return {name: jnp.zeros((num_states, *shapes[name]), dtype) for name in weights}
 
     def accumulate(self, xs, factors, weights, params):
-        kernel_shape = weights["weight"].shape
+        kernel = weights["weight"]
 
         def by_patch(xs, factors):
-            patches = in_precision_of(factors, _patches(xs, kernel_shape, params))
             aligned = _align(factors, 2, params)
+            if not kernel.size:
+                return jnp.zeros(
+                    (*aligned.shape[1:-1], _patch_size(kernel.shape, params), aligned.shape[-1]), factors.dtype
+                )
+            patches = in_precision_of(factors, _patches(xs, kernel.shape, params))
             return jax.vmap(lambda f: jnp.einsum("tpgm,tpgo->pgmo", patches, f), in_axes=1)(aligned)
 
         trace = {"weight": in_auto_axes(by_patch, _trace_spec(factors, params), xs, factors)}
@@ -75,7 +80,7 @@ def _gradients(weights, total, terms, params):
     grads = {"weight": cast_like(_to_kernel(total, kernel.shape, params), kernel)}
     if "bias" in weights:
         bias = weights["bias"]
-        wide = next((i for i, size in enumerate(bias.shape) if size > 1), bias.ndim)
+        wide = next((i for i, size in enumerate(bias.shape) if size != 1), bias.ndim)
         summed = sum_leading(terms, terms.ndim - bias.ndim + wide)
         ones = tuple(i - wide for i in range(wide, bias.ndim) if bias.shape[i] == 1)
         grads["bias"] = cast_like(summed.sum(ones).reshape(bias.shape), bias)
@@ -108,6 +113,10 @@ def _align(values, front, params):
     values, groups = values.transpose(*range(front), *order), _groups(params)
     *places, channels = values.shape[front:]
     return values.reshape(*values.shape[:front], math.prod(places), groups, channels // groups)
+
+
+def _patch_size(kernel_shape, params):
+    return math.prod(kernel_shape[i] for i in params["dimension_numbers"].rhs_spec[1:])
 
 
 def _patches(xs, kernel_shape, params):

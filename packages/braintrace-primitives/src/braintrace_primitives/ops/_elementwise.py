@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_primitives._primitive import register_primitive
+from braintrace_primitives._sharding import sum_over_replicas
 from braintrace_primitives._trace_rule import TraceRule, cast_like, mix, take
 from braintrace_primitives._units import join, split
 
@@ -32,7 +33,7 @@ class ElementwiseTraceRule(TraceRule):
 
     def contract(self, trace, signal, weights, params):
         w = weights["weight"]
-        total = (signal * trace["weight"]).sum(0)
+        total = sum_over_replicas((signal * trace["weight"]).sum(0), w)
         like = jax.ShapeDtypeStruct(w.shape, total.dtype)
         transpose = jax.linear_transpose(lambda w: self.fn(None, {"weight": w}, params), like)
         return {"weight": cast_like(transpose(total)[0], w)}

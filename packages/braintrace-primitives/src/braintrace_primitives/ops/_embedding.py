@@ -1,6 +1,7 @@
 """Table look-up: ``y = weight[indices]``."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ class EmbeddingTraceRule(TraceRule):
 
     def accumulate(self, xs, factors, weights, params):
         rows, features = weights["weight"].shape
-        times, states, samples = *factors.shape[:2], xs[0].size
+        times, states, samples = *factors.shape[:2], math.prod(xs.shape[1:])
 
         def table(xs, factors):
             values = jnp.moveaxis(factors, 1, 0).reshape(states, times, samples, features)

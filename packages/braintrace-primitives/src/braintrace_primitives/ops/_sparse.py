@@ -68,6 +68,8 @@ def _gradients(xs, weights, gs, params):
 
 def _over_time(term, xs, gs):
     """``sum_t term(xs[t], gs[t])`` in the memory of one step."""
+    if not len(xs):
+        return jnp.zeros_like(term(*(jnp.zeros(a.shape[1:], a.dtype) for a in (xs, gs))))
     first = term(xs[0], gs[0])
     return jax.lax.scan(lambda total, pair: (total + term(*pair), None), first, (xs[1:], gs[1:]))[0]
 
