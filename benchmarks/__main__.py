@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--cells", metavar="NAME,...", help=f"only these of {', '.join(CELLS)}")
     options.add_argument("--rounds", type=int, help="interleaved rounds for each problem")
     options.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write the report as JSON")
+    options.add_argument("--table", type=pathlib.Path, metavar="FILE", help="write the table as Markdown")
     options.add_argument("--plots", type=pathlib.Path, metavar="FOLDER", help="draw PNG figures")
     options.add_argument(
         "--upstream",
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> dict:
     report.show(found)
     if chosen.out:
         chosen.out.write_text(json.dumps(found, indent=1) + "\n")
+    if chosen.table:
+        chosen.table.write_text(report.markdown(found))
     if chosen.plots:
         report.figures(found, chosen.plots)
     return found

@@ -81,6 +81,7 @@ _WIDE = Regime("", 16, 128, 256, 256)
 _WIDER = Regime("", 32, 256, 512, 256)
 _SINGLE = Regime("", 1, 128, 256, 256)
 _TINY = Regime("", 16, 8, 16, 256)
+_GATED = Regime("gru", 16, 64, 128, 256)
 _CONV = Regime("conv", 4, 8, 8, 64)
 
 
@@ -114,6 +115,16 @@ PROFILES = {
         (*_each(_WIDE, "rnn", "gru"), *_each(_SINGLE, "rnn")),
         (BASE, "checkpointed BPTT", "strict D-RTRL", "multi-step 64", "upstream strict", "upstream multi-step 64"),
         9,
+    ),
+    "scaling": Profile(
+        (
+            *(_GATED.at(T=T) for T in (64, 256, 1024)),
+            *(_GATED.at(B=B) for B in (1, 4, 64)),
+            *(_GATED.at(H=H) for H in (16, 64, 256)),
+            *_each(_GATED, "lif1", "lif2", "lif3"),
+        ),
+        (BASE, "strict D-RTRL", "multi-step 64", "pp_prop"),
+        5,
     ),
     "full": Profile(
         (

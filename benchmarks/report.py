@@ -93,7 +93,30 @@ def figures(report: dict[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
     paths = [_time_figure(report, folder / "time.png")]
     if "memory" in report:
         paths.append(_memory_figure(report["memory"], folder / "memory.png"))
+    lines = curves(report)
+    if any(len(points) > 2 for by_side in lines.values() for points in by_side.values()):
+        paths.append(_scaling_figure(lines, folder / "scaling.png"))
     return paths
+
+
+def curves(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, list[tuple[int, float]]]]:
+    """Ratios along each size: (size, the rest of the problem) -> side -> (value, ratio), sorted.
+
+    S is the number of states of a unit, where a cell has a variant for each.
+    """
+    found: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = {}
+    for result in report["results"]:
+        sizes = dict(result["regime"])
+        cell = sizes.pop("cell")
+        name, S = (cell.rstrip("0123456789"), cell[len(cell.rstrip("0123456789")) :])
+        if S:
+            sizes["S"] = int(S)
+        for axis in sizes:
+            rest = " ".join([name, *(f"{k}{v}" for k, v in sizes.items() if k != axis)])
+            for side, facts in result["sides"].items():
+                if side != BASE and "ratio" in facts:
+                    found.setdefault((axis, rest), {}).setdefault(side, []).append((sizes[axis], facts["ratio"]))
+    return {key: {side: sorted(points) for side, points in by_side.items()} for key, by_side in found.items()}
 
 
 def _time_figure(report: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
@@ -114,6 +137,31 @@ def _time_figure(report: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     labels = [str(Regime(**r["regime"])).replace(" ", "\n") for r in results]
     axes.set_xticks(range(len(results)), labels, fontsize=8)
     axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def _scaling_figure(
+    lines: dict[tuple[str, str], dict[str, list[tuple[int, float]]]], path: pathlib.Path
+) -> pathlib.Path:
+    import matplotlib.pyplot as plt
+
+    long = {k: by_side for k, by_side in lines.items() if max(map(len, by_side.values())) > 2}
+    figure, axes = plt.subplots(
+        1, len(long), figsize=(3.2 * len(long), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, ((size, rest), by_side) in zip(axes[0], sorted(long.items()), strict=True):
+        for side, points in by_side.items():
+            panel.plot(*zip(*points, strict=True), marker="o", label=side)
+        values = sorted({value for points in by_side.values() for value, _ in points})
+        panel.set(xscale="linear" if size == "S" else "log", yscale="log", xlabel=size)
+        panel.set_xticks(values, [str(v) for v in values])
+        panel.minorticks_off()
+        panel.axhline(1, color="black", linewidth=0.8)
+        panel.set_title(rest, fontsize=9)
+    axes[0, 0].set_ylabel(f"time per step / {BASE}, lower is better")
+    axes[0, 0].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+from benchmarks.report import curves, figures
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -23,6 +25,21 @@ def test_smallest_profile(tmp_path):
     assert sides["multi-step 64"]["difference"] < 1e-5
     assert sides["strict D-RTRL"]["difference"] > 1e-2
     assert report["machine"]["bytes_per_s"] > 0
+
+
+def test_scaling_curves_gather_what_differs_in_one_size(tmp_path):
+    def result(ratio, **sizes):
+        regime = {"cell": "gru", "B": 2, "I": 3, "H": 4, "T": 5} | sizes
+        sides = {"BPTT": {"ratio": 1.0}, "strict D-RTRL": {"ratio": ratio, "ratio_quartiles": [ratio, ratio]}}
+        return {"regime": regime, "sides": sides}
+
+    report = {"results": [result(0.5, T=20), result(0.4), result(0.6, T=80), result(1.5, cell="lif3")]}
+    found = curves(report)
+    assert found["T", "gru B2 I3 H4"]["strict D-RTRL"] == [(5, 0.4), (20, 0.5), (80, 0.6)]
+    assert found["S", "lif B2 I3 H4 T5"]["strict D-RTRL"] == [(3, 1.5)]
+    drawn = figures(report, tmp_path)
+    assert [path.name for path in drawn] == ["time.png", "scaling.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
 def test_operations(tmp_path):

@@ -190,8 +190,11 @@ def scan_windows(advance: Callable[..., Any], carry: Any, steps: Any, K: int) ->
     if whole == 1 and not T % K:  # a scan of one iteration would keep XLA from seeing the window as a whole
         return advance(carry, steps)
     if whole:
-        windows = jax.tree.map(lambda v: v[: whole * K].reshape(whole, K, *v.shape[1:]), steps)
-        carry, out = jax.lax.scan(advance, carry, windows)
+
+        def window(carry, start):  # a slice at a time: cutting off the rest would copy the sequence
+            return advance(carry, jax.tree.map(lambda v: jax.lax.dynamic_slice_in_dim(v, start, K), steps))
+
+        carry, out = jax.lax.scan(window, carry, K * jnp.arange(whole))
         parts.append(jax.tree.map(lambda v: v.reshape(whole * K, *v.shape[2:]), out))
     if T % K:
         carry, out = advance(carry, jax.tree.map(lambda v: v[whole * K :], steps))
