@@ -1,8 +1,10 @@
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 
 import brainstate
 import jax
@@ -59,6 +61,25 @@ train(learner, optimizer, 1)
 learner.save({end!r})
 """
 
+KILLED = """
+import itertools
+learner, optimizer = build(seed=1)
+learner.save({start!r})
+for part in itertools.count():
+    train(learner, optimizer, part)
+    learner.save({file!r})
+"""
+
+FINISH = """
+learner, optimizer = build(seed=99)
+learner.restore({file!r})
+done = int(learner.optimizer_states[0].value[0].count) // 3
+print(done)
+for part in range(done, done + 2):
+    train(learner, optimizer, part)
+learner.save({end!r})
+"""
+
 
 def entries(path):
     with np.load(path) as archive:
@@ -85,6 +106,37 @@ def test_a_run_resumed_in_a_new_process_is_bit_equal(tmp_path):
         assert resumed[name].tobytes() == value.tobytes(), name
     for name in ("model.w", "model.gain", "model.h", "random", "learner.running_index", "optimizer.0[0].count"):
         assert any(not np.array_equal(expected[n], before[n]) for n in expected if n.startswith(name)), name
+
+
+def test_a_run_killed_at_any_moment_goes_on_from_its_last_checkpoint(tmp_path):
+    """The process is killed without warning while it trains and saves without pause."""
+    start, file, end = (tmp_path / f"{name}.npz" for name in ("start", "run", "end"))
+    script = tmp_path / "run.py"
+    script.write_text(RUN + KILLED.format(start=str(start), file=str(file)))
+    process = subprocess.Popen([sys.executable, str(script)], env=os.environ)
+    patience = time.monotonic() + 300
+    while not file.exists() and process.poll() is None and time.monotonic() < patience:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    script.write_text(RUN + FINISH.format(file=str(file), end=str(end)))
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, check=True, env=os.environ, timeout=500, capture_output=True, text=True)
+    finished = int(done.stdout)
+    assert finished >= 1
+
+    script.write_text(RUN)
+    run = runpy.run_path(str(script))
+    learner, optimizer = run["build"](seed=2)
+    learner.restore(start)
+    for part in range(finished + 2):
+        run["train"](learner, optimizer, part)
+    learner.save(tmp_path / "expected.npz")
+    expected, resumed = entries(tmp_path / "expected.npz"), entries(end)
+    assert list(resumed) == list(expected)
+    for name, value in expected.items():
+        assert resumed[name].tobytes() == value.tobytes(), name
 
 
 @pytest.fixture

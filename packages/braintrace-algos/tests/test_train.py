@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, compile
+from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, _progress, compile
 
 
 @pytest.fixture
@@ -163,10 +163,34 @@ def test_callbacks_and_aux(learner, data, loss):
     np.testing.assert_allclose([v for _, v in seen][:2], history.losses[:6].reshape(2, 3).mean(1), rtol=1e-5)
 
 
-def test_training_reports_progress(learner, step, data, capsys):
-    learner.etrace_train(*data, step_fn=step, optimizer=optax.sgd(0.1), progress=True)
+@pytest.mark.parametrize("bars", [True, False])
+def test_training_reports_progress(learner, data, loss, capsys, monkeypatch, bars):
+    """Loss and speed are shown, by tqdm or without, and a second run shows them again without a second compilation."""
+    if not bars:
+        monkeypatch.setattr(_progress, "tqdm", None)
+    elif _progress.tqdm is None:
+        pytest.skip("tqdm is not installed")
+    traced = []
+
+    def step(x, y):
+        traced.append(None)
+        return loss(learner(x), y)
+
+    optimizer, counts = optax.sgd(0.1), []
+    for _ in range(2):
+        learner.etrace_train(*data, step_fn=step, optimizer=optimizer, progress=True)
+        jax.effects_barrier()
+        shown = capsys.readouterr().err
+        assert "100" in shown
+        assert "loss" in shown
+        assert "step/s" in shown.replace("steps/s", "step/s")
+        counts.append(len(traced))
+    assert counts[0] == counts[1]
+    learner.etrace_evolve(data[0], progress=True)
     jax.effects_barrier()
-    assert "100" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "100" in shown
+    assert "loss" not in shown
 
 
 def test_truncated_bptt_learns_too(recurrent_model, data, loss):

@@ -1,6 +1,7 @@
 """A progress bar that a compiled loop can advance."""
 
 import sys
+import time
 from typing import Any
 
 import jax
@@ -13,9 +14,10 @@ except ImportError:  # pragma: no cover - exercised in an environment without tq
 
 
 class Progress:
-    """Progress over the time steps of one sequence, with the current loss.
+    """Progress over the time steps of one sequence, with the current loss and the steps per second.
 
-    Shows a tqdm bar where tqdm is installed, and plain percentages on stderr otherwise.
+    Shows a tqdm bar where tqdm is installed, and a line on stderr otherwise. It starts again by itself when the code
+    that advances it runs again.
 
     Parameters
     ----------
@@ -25,24 +27,37 @@ class Progress:
     """
 
     def __init__(self, total: int, label: str):
-        self.total, self.label, self.done = total, label, 0
-        self._bar = tqdm(total=total, desc=label, unit="step") if tqdm is not None else None
+        self.total, self.label = total, label
+        self._bar: Any = None
+        self.begin()
 
-    def advance(self, losses: Any) -> None:
-        """Called from compiled code at the end of a window, with the losses of its steps."""
-        jax.debug.callback(self._show, losses.shape[0], jnp.mean(losses), ordered=True)
-
-    def _show(self, steps: Any, loss: Any) -> None:
-        self.done += int(steps)
+    def begin(self) -> None:
+        """Forget a run that was cut short."""
         if self._bar is not None:
-            self._bar.set_postfix(loss=f"{float(loss):.4g}", refresh=False)
+            self._bar.close()
+        self.done, self._start, self._bar = 0, time.perf_counter(), None
+
+    def advance(self, losses: Any = None) -> None:
+        """Called from compiled code at the end of a window, with its losses; or after a step that has none."""
+        if losses is None:
+            jax.debug.callback(self._show, 1, ordered=True)
+        else:
+            jax.debug.callback(self._show, losses.shape[0], jnp.mean(losses), ordered=True)
+
+    def _show(self, steps: Any, loss: Any = None) -> None:
+        if not self.done:
+            self.begin()
+            self._bar = tqdm(total=self.total, desc=self.label, unit="step") if tqdm is not None else None
+        self.done += int(steps)
+        finished = self.done >= self.total
+        if self._bar is not None:
+            if loss is not None:
+                self._bar.set_postfix(loss=f"{float(loss):.4g}", refresh=False)
             self._bar.update(int(steps))
-            if self.done >= self.total:
-                self._bar.close()
-            return
-        end = "\n" if self.done >= self.total else ""
-        print(
-            f"\r{self.label}: {100 * self.done // self.total:3d} %  loss {float(loss):.4g}",
-            end=end,
-            file=sys.stderr,
-        )
+        else:
+            rate = self.done / max(time.perf_counter() - self._start, 1e-9)
+            of_loss = "" if loss is None else f"  loss {float(loss):.4g}"
+            line = f"{self.label}: {100 * self.done // self.total:3d} %{of_loss}  {rate:.3g} steps/s"
+            print(f"\r{line}", end="\n" if finished else "", file=sys.stderr)
+        if finished:
+            self.begin()

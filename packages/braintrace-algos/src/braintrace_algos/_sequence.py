@@ -131,13 +131,13 @@ class SequenceDrivers:
         function = self if step_fn is None else step_fn
         bar = Progress(T, "evolve") if progress else None
 
-        def body(t, slices):
+        def body(slices):
             out = function(*slices)
             if bar is not None:
-                bar.advance(t, 1)
+                bar.advance()
             return out if return_outputs else None
 
-        return brainstate.transform.for_loop(body, jnp.arange(T), sequences)
+        return brainstate.transform.for_loop(body, sequences)
 
     def _window_length(self, fold: int | str | None, T: int) -> int:
         if self.vjp_method == "multi-step":
@@ -153,11 +153,14 @@ class SequenceDrivers:
         self, make: Callable[[], Any], step_fn: Any, sequences: Any, bar: Progress | None, *options: Any
     ) -> Any:
         """The driver that `make` gives, or one made before, where nothing that it depends on has changed."""
-        if bar is not None or under_trace():
+        if under_trace():
             return make()
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(sequences))
-        key = (step_fn, options, jax.tree.structure(sequences), shapes, jax.config.jax_enable_x64)
-        return self._drivers.get(key, make)
+        key = (step_fn, options, bar is not None, jax.tree.structure(sequences), shapes, jax.config.jax_enable_x64)
+        driver = self._drivers.get(key, make)
+        if bar is not None:
+            driver.bar.begin()
+        return driver
 
 
 class DriverCache:

@@ -59,7 +59,7 @@ class TrainingDriver:
         masked: bool,
         callbacks: Sequence[Callback],
     ):
-        self.driver, self.rule, self.update_every = driver, rule, update_every
+        self.driver, self.rule, self.update_every, self.bar = driver, rule, update_every, driver.bar
         self.mean, self.masked, self.callbacks = mean, masked, callbacks
         self.run = jax.jit(self._run)
 
@@ -154,7 +154,7 @@ class Training(SequenceDrivers):
         fold : int or "auto", optional
             As in `etrace_grad`.
         progress : bool
-            Show a progress bar with the loss.
+            Show a progress bar with the loss and the steps per second.
         callbacks : sequence of callable
             Each is called after every update as ``callback(step, loss)``: time steps done in this call, and the loss
             of the steps since the last update, reduced.

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import jax
+
 from braintrace_algos._checks import check_choice, check_window
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._learner import OnlineLearner
+from braintrace_algos._recording import active_recording
 from braintrace_algos.carries import Carry, SyntheticCarry
 
 
@@ -16,6 +19,9 @@ class DNI(OnlineLearner):
 
     The synthetic gradient ĝ is affine in the state of each hidden group and learns from the guess one window later, by
     normalised least mean squares. It starts at zero, where DNI is truncated backpropagation, and survives a reset.
+
+    Gradients come from `etrace_grad`, `etrace_train` and `etrace_stream`, which see the credit at the entry of a window
+    and teach ĝ with it. A derivative of a plain call, ``learner(x)`` or ``learner(MultiStepData(xs))``, is refused.
 
     Parameters
     ----------
@@ -48,8 +54,31 @@ class DNI(OnlineLearner):
     def _make_carry(self) -> Carry:
         return SyntheticCarry(self.rate)
 
+    def update(self, *args: Any) -> Any:
+        """One time step, or a window of them; see `OnlineLearner.update`."""
+        outputs = super().update(*args)
+        return outputs if active_recording(self) is not None else jax.tree.map(_undifferentiated, outputs)
+
     def reset_state(self, batch_size: int | None = None) -> None:
         """See `OnlineLearner.reset_state`; the synthetic gradient stays."""
         learnt = self.etraces.value
         super().reset_state(batch_size)
         self.etraces.value = learnt
+
+
+@jax.custom_vjp
+def _undifferentiated(value: Any) -> Any:
+    """The identity, which refuses to be differentiated."""
+    return value
+
+
+def _refuse(_: None, cotangent: Any) -> Any:
+    raise LearnerError(
+        "The synthetic gradient neither adds its credit to a plain call nor learns from it.",
+        where="DNI, under a derivative of learner(...)",
+        fix="let etrace_grad or etrace_train call the learner, one step at a time, without chunk_size; "
+        "the window is the option `window`",
+    )
+
+
+_undifferentiated.defvjp(lambda value: (value, None), _refuse)

@@ -18,8 +18,9 @@ class RTRL(OnlineLearner):
 
     .. math:: C ← ∂h'/∂θ |_h + (∂h'/∂h) C, \\qquad dl/dθ = ∂l/∂θ |_h + (∂l/∂h) C
 
-    over windows of K steps from state h to state h'. The influence matrix C takes B · N_h · |θ| numbers. With K = 1 a
-    step costs about N_h² |θ|; with windows of K steps that is divided by K, and K ≈ N_h makes it N_h |θ|.
+    over windows of K steps from state h to state h'. The influence matrix C takes B · N_h · P numbers for P
+    parameters. With K = 1 a step costs about N_h² P; with windows of K steps that is divided by K, and K ≈ N_h makes it
+    N_h P.
     The batch of a model that takes it itself counts into N_h: prefer ``compile(..., vmap=True)``.
 
     Parameters
@@ -96,8 +97,9 @@ class UORO(OnlineLearner):
 
     .. math:: s ← ρ_0 (∂h'/∂h) s + ρ_1 ν, \\qquad z ← z/ρ_0 + (ν^T ∂h'/∂θ)/ρ_1, \\qquad E[s z^T] = C
 
-    with random signs ν and ρ that balance the norms. Unbiased, noisy, and N_h + |θ| numbers for each copy; map a
-    single-sample model (``vmap=True``) to average the noise over the batch. Products with ∂h'/∂h are matrix-free.
+    with random signs ν and ρ that balance the norms. Unbiased, noisy, and N_h + P numbers for each copy with P
+    parameters; map a single-sample model (``vmap=True``) to average the noise over the batch. Products with ∂h'/∂h are
+    matrix-free.
 
     Parameters
     ----------
