@@ -1,6 +1,7 @@
-"""Lets the tests of this folder share `oracles` and `oracle_cases`."""
+"""Lets the tests of this folder share `oracles` and `oracle_cases`, and use the benchmarks."""
 
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
