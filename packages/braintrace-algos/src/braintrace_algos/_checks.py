@@ -1,13 +1,13 @@
 """Checks of what users hand to a learner; all raise before any state is written."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import CompilationWarning
+from braintrace_compiler import DATA, Arguments, CompilationWarning
 from braintrace_primitives._jax_compat import Literal
 
 from ._errors import LearnerError, LearnerTypeError
@@ -48,18 +48,11 @@ def describe(value: Any) -> str:
     return f"{short}[{','.join(map(str, value.shape))}]"
 
 
-def check_arguments(plan: Plan, args: tuple[Any, ...]) -> list[Any]:
-    """The leaves of the arguments of one step, if they are shaped as those the model was compiled with."""
+def check_arguments(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The data among the arguments of one step, if they are shaped as those the model was compiled with."""
     minfo = plan.graph.module_info
-    leaves, tree = jax.tree.flatten(args)
-    if tree != minfo.args_tree:
-        raise LearnerTypeError(
-            "The arguments of the step do not have the structure the model was compiled with.",
-            where="learner(*args)",
-            found=str(tree),
-            expected=str(minfo.args_tree),
-            fix="call the learner as the model was called in compile(model, algorithm, *example_inputs)",
-        )
+    found, leaves = Arguments.split(args, kwargs)
+    _check_static(minfo.arguments, found)
     for i, (leaf, var) in enumerate(zip(leaves, minfo.arg_invars, strict=True)):
         shape = tuple(var.aval.shape) if plan.batch is None else (plan.batch, *var.aval.shape)
         expected = jax.ShapeDtypeStruct(shape, var.aval.dtype)
@@ -84,6 +77,30 @@ def check_arguments(plan: Plan, args: tuple[Any, ...]) -> list[Any]:
                 )
             leaves[i] = leaf.astype(expected.dtype)
     return leaves
+
+
+def _check_static(expected: Arguments, found: Arguments) -> None:
+    """Refuse arguments of another structure, or other static values, than the model was compiled with."""
+    if found.tree != expected.tree:
+        raise LearnerTypeError(
+            "The arguments of the step do not have the structure the model was compiled with.",
+            where="learner(*args)",
+            found=str(found.tree),
+            expected=str(expected.tree),
+            fix="call the learner as the model was called in compile(model, algorithm, *example_inputs, kwargs={...})",
+        )
+    for name, was, now in zip(expected.names(), expected.leaves, found.leaves, strict=True):
+        if was is now or (DATA not in (was, now) and was == now):
+            continue
+        raise LearnerTypeError(
+            "A static argument of the step has another value than the one the model was compiled for.",
+            where=f"learner(*args), {name}",
+            found="an array or a number" if now is DATA else repr(now),
+            expected="an array or a number" if was is DATA else repr(was),
+            fix="pass what was passed to compile: a bool is static, jnp.asarray(bool) is data"
+            if DATA in (was, now)
+            else "compile the model again with the other value: the new learner shares the model's parameters",
+        )
 
 
 def _shape_advice(found: tuple[int, ...], expected: tuple[int, ...]) -> str:

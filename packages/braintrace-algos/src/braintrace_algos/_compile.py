@@ -1,6 +1,6 @@
 """From a model to a learner."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import brainstate
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_compiler import (
+    Arguments,
     CompilationError,
     ControlFlowPolicy,
     DiagnosticKind,
@@ -66,6 +67,7 @@ def compile(
     vmap: bool = False,
     on_mixing: OnMixing = "diagonal",
     control_flow: ControlFlowPolicy | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """Make a learner: initialise the model's states, trace one step, compile its graph.
@@ -76,7 +78,8 @@ def compile(
     algorithm : class, str or ETraceConfig
         A class of this package such as ``D_RTRL``, its name in any case, or a point in the space of algorithms.
     *example_inputs
-        Inputs of one time step, batched where `batch_size` is given; only shapes and dtypes matter.
+        Inputs of one time step, pytrees, batched where `batch_size` is given. Of arrays and numbers only shapes and
+        dtypes matter; anything else (a bool, a string, None) is static.
     batch_size : int, optional
         Given to the model's ``init_state``; None initialises for a single sample.
     seed : int, optional
@@ -89,6 +92,9 @@ def compile(
         What is done where a state's memory mixes positions; see `compile_etrace_graph`.
     control_flow : ControlFlowPolicy, optional
         What is done with marked operations inside branches and loops.
+    kwargs : mapping, optional
+        Arguments that the model takes by keyword, such as ``{"training": True}``; ``learner(x, training=True)`` then
+        takes them in the same way.
     **options
         Of the algorithm, such as ``vjp_method`` and ``window``.
 
@@ -127,13 +133,13 @@ def compile(
         options = {"config": algorithm, **options}
     if vmap and batch_size is None:
         raise LearnerTypeError("vmap=True maps a model over a batch.", expected="batch_size=<number of copies>")
-    examples = jax.tree.map(jnp.asarray, example_inputs)
-    if vmap:
-        examples = jax.tree.map(lambda x: _one_of(x, batch_size), examples)
+    arguments, data = Arguments.split(example_inputs, kwargs or {})
+    data = [jnp.asarray(x) for x in data]
+    examples, keywords = arguments.join([_one_of(x, batch_size) for x in data] if vmap else data)
     if seed is not None:
         brainstate.random.seed(seed)
     initialise(model, None if vmap else batch_size)
-    graph = compile_etrace_graph(model, *examples, on_mixing=on_mixing, control_flow=control_flow)
+    graph = compile_etrace_graph(model, *examples, kwargs=keywords, on_mixing=on_mixing, control_flow=control_flow)
     require_learnable(graph)
 
     if vmap:

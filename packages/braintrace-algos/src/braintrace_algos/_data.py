@@ -1,6 +1,11 @@
 """Inputs that say whether they are one time step or a window of several."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
+
+from braintrace_compiler import is_data
 
 from ._errors import LearnerTypeError
 
@@ -56,20 +61,26 @@ class MultiStepData(NamedTuple):
     data: Any
 
 
-def unwrap(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], bool]:
-    """The bare arguments of a call, and whether they are a window of steps.
+def unwrap(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+    """The bare arguments of a call, and whether they are a window of steps; static arguments are of every step.
 
     Raises
     ------
     LearnerTypeError
         If some arguments are windows and others are not.
     """
-    windows = [isinstance(arg, MultiStepData) for arg in args]
-    if any(windows) and not all(windows):
+    given = [*args, *kwargs.values()]
+    is_window = any(isinstance(arg, MultiStepData) for arg in given)
+    data = [arg for arg in given if any(map(is_data, jax.tree.leaves(arg)))]
+    if is_window and not all(isinstance(arg, MultiStepData) for arg in data):
         raise LearnerTypeError(
             "Either all arguments of a call are windows of steps, or none is.",
             where="learner(*args)",
-            found=", ".join(type(arg).__name__ for arg in args),
+            found=", ".join(type(arg).__name__ for arg in data),
             expected="MultiStepData for each argument",
         )
-    return tuple(arg.data if isinstance(arg, (SingleStepData, MultiStepData)) else arg for arg in args), any(windows)
+    return tuple(map(_bare, args)), {name: _bare(arg) for name, arg in kwargs.items()}, is_window
+
+
+def _bare(arg: Any) -> Any:
+    return arg.data if isinstance(arg, (SingleStepData, MultiStepData)) else arg

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._checks import check_choice
+from braintrace_compiler import Arguments
+
+from ._checks import check_arguments, check_choice
 from ._driver import GradientDriver
 from ._functional import StatefulProgram
 from ._sequence import check_mask, sequence_length
@@ -50,25 +52,30 @@ class FunctionalLearner:
         batch = learner.plan.batch
         lead = () if batch is None else (batch,)
         leaves = [jnp.zeros((*lead, *v.aval.shape), v.aval.dtype) for v in info.arg_invars]
-        arguments = jax.tree.unflatten(info.args_tree, leaves)
-        self._inputs = len(arguments)
-        self._program = StatefulProgram(lambda *args: learner(*args), learner.param_states, *arguments)
+        self._arguments = info.arguments
+        args, kwargs = info.arguments.join(leaves)
+        self._inputs = sum(bool(Arguments.split([value], {})[1]) for value in (*args, *kwargs.values()))
+        self._program = StatefulProgram(self._call, learner.param_states, *leaves)
         self._names = {id(state): name for name, state in learner._saved_states().items()}
         params, values = self._program.read()
         self._start = params, self._named(self._program, values)
+
+    def _call(self, *data: Any) -> Any:
+        args, kwargs = self._arguments.join(data)
+        return self._learner(*args, **kwargs)
 
     def init(self) -> tuple[Parameters, LearnerState]:
         """Parameters and state of the learner as they were when this face was made."""
         return self._start
 
-    def step(self, params: Parameters, state: LearnerState, *args: Any) -> tuple[Any, LearnerState]:
+    def step(self, params: Parameters, state: LearnerState, *args: Any, **kwargs: Any) -> tuple[Any, LearnerState]:
         """One time step.
 
         Parameters
         ----------
         params, state : pytrees
             As from `init`.
-        *args
+        *args, **kwargs
             Inputs of one step, shaped as in `compile`.
 
         Returns
@@ -76,7 +83,8 @@ class FunctionalLearner:
         output, state
             Under ``jax.grad`` with respect to `params`, a loss of the output has its online gradient.
         """
-        output, values = self._program(params, self._values(self._program, state), *args)
+        data = check_arguments(self._learner.plan, args, kwargs)
+        output, values = self._program(params, self._values(self._program, state), *data)
         return output, {**state, **self._named(self._program, values)}
 
     def fold(
@@ -96,7 +104,8 @@ class FunctionalLearner:
         params, state : pytrees
             As from `init`.
         *sequences : pytrees
-            Leaves of shape (T, ...): the inputs of the model first, then what `loss` takes beside its output.
+            Leaves of shape (T, ...): the inputs of the model first, those that it takes by keyword in alphabetical
+            order, then what `loss` takes beside its output. Static arguments are those of `compile`.
         loss : callable
             ``loss(output, *targets)`` gives the scalar loss of one step.
         mask : array of shape (T,), optional
@@ -117,7 +126,7 @@ class FunctionalLearner:
         scales = mask / jnp.maximum(mask.sum(), 1) if reduction == "mean" else mask
 
         def step_fn(*slices: Any) -> Any:
-            return loss(learner(*slices[:n]), *slices[n:])
+            return loss(self._call(*jax.tree.leaves(slices[:n])), *slices[n:])
 
         driver = GradientDriver(learner, step_fn, False, learner._window_length(fold, T), sequences, None)
         traces = self._names[id(learner.etraces)]

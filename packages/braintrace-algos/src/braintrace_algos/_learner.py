@@ -190,23 +190,24 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         self.etraces.value = self._zero_traces()
         self.running_index.value = jnp.zeros((), jnp.int32)
 
-    def update(self, *args: Any) -> Any:
+    def update(self, *args: Any, **kwargs: Any) -> Any:
         """One time step of the model, or a window of them.
 
         Parameters
         ----------
-        *args
-            Inputs of one step, shaped as in `compile`; or `MultiStepData` of K steps.
+        *args, **kwargs
+            Inputs of one step, shaped as in `compile`; or `MultiStepData` of K steps. Static arguments (bools, strings,
+            None) must have the values that the model was compiled for.
 
         Returns
         -------
         pytree
             The model's output; the outputs of all steps, stacked, where a window is given.
         """
-        args, is_window = unwrap(args)
+        args, kwargs, is_window = unwrap(args, kwargs)
         if is_window:
-            return run_window(self, args)
-        leaves = check_arguments(self.plan, args)
+            return run_window(self, args, kwargs)
+        leaves = check_arguments(self.plan, args, kwargs)
         check_state_shapes(self.plan)
         for state in self.param_states.values():
             _ = state.value  # brainstate gives a gradient only for what was read; an unused parameter's is zero

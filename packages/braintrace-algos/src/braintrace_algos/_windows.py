@@ -1,12 +1,13 @@
 """A window of K steps as one differentiable call of a learner."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import StateKind
+from braintrace_compiler import Arguments, StateKind
 
 from ._checks import check_arguments
 from ._errors import LearnerError
@@ -17,14 +18,14 @@ from ._sequence import sequence_length
 from ._step import run_step
 
 
-def run_window(learner: Any, args: tuple[Any, ...]) -> Any:
+def run_window(learner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Run `learner` over a window and return its outputs, stacked over time.
 
     Parameters
     ----------
     learner : OnlineLearner
-    args : tuple
-        Leaves of shape (K, ...).
+    args, kwargs
+        Leaves of shape (K, ...); static ones as they are.
     """
     if active_recording(learner) is not None:
         raise LearnerError(
@@ -32,12 +33,18 @@ def run_window(learner: Any, args: tuple[Any, ...]) -> Any:
             where="learner(MultiStepData(...))",
             fix="pass chunk_size=K to etrace_grad, and step_fn gets windows of K steps",
         )
-    args = jax.tree.map(jnp.asarray, args)
-    K = sequence_length(args)
-    first = check_arguments(learner.plan, jax.tree.map(lambda v: v[0], args))
+    arguments, data = Arguments.split(args, kwargs)
+    data = [jnp.asarray(v) for v in data]
+    K = sequence_length(data)
+    first = check_arguments(learner.plan, *arguments.join([v[0] for v in data]))
+    leaves = [v.astype(one.dtype) for v, one in zip(data, first, strict=True)]
     if learner.vjp_method == "single-step":
-        return brainstate.transform.for_loop(lambda *step: learner(*step), *args)
-    leaves = [v.astype(one.dtype) for v, one in zip(jax.tree.leaves(args), first, strict=True)]
+
+        def step(*slices: Any) -> Any:
+            args, kwargs = arguments.join(slices)
+            return learner(*args, **kwargs)
+
+        return brainstate.transform.for_loop(step, *leaves)
     outputs = _whole_window(learner, leaves)
     learner.running_index.value = learner.running_index.value + K
     return jax.tree.unflatten(learner.graph.module_info.out_tree, outputs)

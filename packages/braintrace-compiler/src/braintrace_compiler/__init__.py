@@ -15,6 +15,9 @@ import brainstate as _brainstate
 
 from braintrace_primitives._jax_compat import hide_frames as _hide_frames
 
+from ._arguments import DATA as DATA
+from ._arguments import Arguments as Arguments
+from ._arguments import is_data as is_data
 from ._certificate import Certificate as Certificate
 from ._certificate import Omission as Omission
 from ._constant_factors import factored_states as factored_states

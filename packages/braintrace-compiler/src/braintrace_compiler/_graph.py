@@ -130,6 +130,7 @@ class ETraceGraph(NamedTuple):
 def compile_etrace_graph(
     model: Callable[..., Any],
     *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
     control_flow: ControlFlowPolicy | None = None,
     on_mixing: OnMixing = "diagonal",
     strict: bool = False,
@@ -142,7 +143,10 @@ def compile_etrace_graph(
     model : brainstate.nn.Module
         With initialised states.
     *args
-        Example inputs of one step.
+        Example inputs of one step, pytrees. Of arrays and numbers only shapes and dtypes matter; anything else (a bool,
+        a string, None) is static.
+    kwargs : mapping, optional
+        Arguments that the model takes by keyword.
     control_flow : ControlFlowPolicy, optional
         What is done with marked operations inside branches and loops.
     on_mixing : {"diagonal", "error", "exact"}
@@ -188,7 +192,7 @@ def compile_etrace_graph(
     [(('w',), (('h',),))]
     """
     stages = Stages(callback)
-    minfo = stages.run(extract_module_info, model, *args, control_flow=control_flow)
+    minfo = stages.run(extract_module_info, model, *args, kwargs=kwargs, control_flow=control_flow)
     groups, hid_path_to_group = stages.run(find_hidden_groups_from_minfo, minfo)
     stages.check(require_reverse_derivatives, minfo)
     found = stages.run(find_relations, minfo, groups)

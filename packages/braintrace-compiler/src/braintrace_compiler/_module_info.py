@@ -10,6 +10,7 @@ import jax
 
 from braintrace_primitives._jax_compat import Jaxpr, Var, make_jaxpr_without_consts
 
+from ._arguments import Arguments, is_data
 from ._canonicalize import canonicalize
 from ._control_flow import ControlFlowPolicy
 from ._descent import LoopedOperation
@@ -18,6 +19,7 @@ from ._errors import CompilationError
 from ._positions_constants import Constants
 
 GLOBAL = "<global>"
+_VALUE_WANTED = (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError)
 
 
 class StateKind(enum.Enum):
@@ -72,8 +74,10 @@ class ModuleInfo(NamedTuple):
         its outputs are the leaves of the model's output, then those of the new states.
     consts : tuple
         Values of the leading inputs.
-    args_tree, out_tree : PyTreeDef
-        Structures of the arguments (a tuple) and of the model's output.
+    arguments : Arguments
+        How the step is called.
+    out_tree : PyTreeDef
+        Structure of the model's output.
     arg_invars, out_outvars : tuple of Var
     states : tuple of StateInfo
         In the order in which the step first touches them.
@@ -85,7 +89,7 @@ class ModuleInfo(NamedTuple):
 
     jaxpr: Jaxpr
     consts: tuple[Any, ...]
-    args_tree: Any
+    arguments: Arguments
     out_tree: Any
     arg_invars: tuple[Var, ...]
     out_outvars: tuple[Any, ...]
@@ -143,16 +147,22 @@ class ModuleInfo(NamedTuple):
 
 
 def extract_module_info(
-    model: Callable[..., Any], *args: Any, control_flow: ControlFlowPolicy | None = None
+    model: Callable[..., Any],
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    control_flow: ControlFlowPolicy | None = None,
 ) -> ModuleInfo:
     """Trace one step of `model` and classify its states.
 
     Parameters
     ----------
     model : brainstate.nn.Module
-        A model whose states are initialised; it is called as ``model(*args)``.
+        A model whose states are initialised; it is called as ``model(*args, **kwargs)``.
     *args
-        Example inputs of one step; only shapes and dtypes matter.
+        Example inputs of one step, pytrees. Of arrays and numbers only shapes and dtypes matter; anything else (a bool,
+        a string, None) is static.
+    kwargs : mapping, optional
+        Arguments that the model takes by keyword.
     control_flow : ControlFlowPolicy, optional
         What is done with marked operations inside branches and loops.
 
@@ -164,11 +174,8 @@ def extract_module_info(
     ------
     NotSupportedError
         If a marked operation stands inside control flow that the policy does not open.
-
-    Raises
-    ------
     CompilationError
-        If a step changes the shape or dtype of a hidden state.
+        If a step changes the shape or dtype of a hidden state, or gives something that is no array.
 
     Examples
     --------
@@ -186,17 +193,32 @@ def extract_module_info(
     """
     states_in_model: Any = brainstate.graph.states(model)
     in_model = {id(state): path for path, state in states_in_model.items()}
-    function = brainstate.transform.StatefulFunction(model, return_only_write=False, name="braintrace step")
-    function.make_jaxpr(*args)
-    closed = function.get_jaxpr(*args)
-    states = function.get_states(*args)
-    out_shape, _ = function.get_out_shapes(*args)
+    arguments, data = Arguments.split(args, kwargs or {})
+
+    def step(*data: Any) -> Any:
+        args, kwargs = arguments.join(data)
+        out = model(*args, **kwargs)
+        _require_arrays(out)
+        return out
+
+    function = brainstate.transform.StatefulFunction(step, return_only_write=False, name="braintrace step")
+    try:
+        function.make_jaxpr(*data)
+    except _VALUE_WANTED as error:
+        error.add_note(
+            "braintrace: arrays and numbers among the arguments of a step are data, and have no value while it is "
+            "compiled; bools, strings, None and other objects are static. Keep a number that shapes the program in the "
+            "model, or bind it by functools.partial."
+        )
+        raise
+    closed = function.get_jaxpr(*data)
+    states = function.get_states(*data)
+    out_shape, _ = function.get_out_shapes(*data)
 
     program, consts, records, looped = canonicalize(*make_jaxpr_without_consts(closed), control_flow)
-    arg_leaves, args_tree = jax.tree.flatten(args)
     out_leaves, out_tree = jax.tree.flatten(out_shape)
     inputs, outputs = iter(program.invars[len(consts) :]), iter(program.outvars)
-    arg_invars = tuple(next(inputs) for _ in arg_leaves)
+    arg_invars = tuple(next(inputs) for _ in data)
     out_outvars = tuple(next(outputs) for _ in out_leaves)
     infos = [
         _state_info(state, in_model.get(id(state), (GLOBAL, state.name or type(state).__name__, i)), inputs, outputs)
@@ -206,7 +228,7 @@ def extract_module_info(
         if info.kind is StateKind.HIDDEN:
             _require_constant_shape(info, arg_invars)
     return ModuleInfo(
-        program, tuple(consts), args_tree, out_tree, arg_invars, out_outvars, tuple(infos), records, looped
+        program, tuple(consts), arguments, out_tree, arg_invars, out_outvars, tuple(infos), records, looped
     )
 
 
@@ -220,6 +242,18 @@ def _state_info(state: brainstate.State, path: Path, inputs: Any, outputs: Any) 
     return StateInfo(
         path, kind, state, treedef, tuple(next(inputs) for _ in leaves), tuple(next(outputs) for _ in leaves)
     )
+
+
+def _require_arrays(out: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(out):
+        if not (is_data(leaf) or isinstance(leaf, bool)):
+            raise CompilationError(
+                "A step gives something that is no array.",
+                where=f"the model's output{jax.tree_util.keystr(path)}",
+                found=f"{type(leaf).__name__} {leaf!r}",
+                expected="a pytree of arrays and numbers, or None",
+                fix="return arrays only; what is fixed can be read from the model",
+            )
 
 
 def _require_constant_shape(info: StateInfo, arg_invars: Sequence[Var]) -> None:

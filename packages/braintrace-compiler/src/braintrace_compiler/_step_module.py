@@ -1,6 +1,6 @@
 """A front end for pure functions: ``step(params, hidden, *args) -> (hidden, out)`` over pytrees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import brainstate
@@ -20,7 +20,7 @@ class StepModule(brainstate.nn.Module):
     Parameters
     ----------
     step : callable
-        ``step(params, hidden, *args) -> (new hidden, output)``.
+        ``step(params, hidden, *args, **kwargs) -> (new hidden, output)``.
     params : pytree
         Array leaves become parameters; other leaves are static.
     hidden : pytree or callable
@@ -61,10 +61,10 @@ class StepModule(brainstate.nn.Module):
         hidden = self._make_hidden(batch_size) if callable(self._make_hidden) else self._make_hidden
         self.hidden, self._join_hidden = _as_states(hidden, brainstate.HiddenState)
 
-    def update(self, *args: Any) -> Any:
+    def update(self, *args: Any, **kwargs: Any) -> Any:
         """One step: reads and writes the hidden states, gives the output."""
         before = self._join_hidden(self.hidden)
-        result = self._step(self._join_params(self.params), before, *args)
+        result = self._step(self._join_params(self.params), before, *args, **kwargs)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise CompilationError(
                 "A pure step function returns a pair.", found=type(result).__name__, expected="(new hidden, output)"
@@ -82,7 +82,12 @@ class StepModule(brainstate.nn.Module):
 
 
 def extract_module_info_from_step(
-    step: Step, params: Any, hidden: Any, *args: Any, control_flow: ControlFlowPolicy | None = None
+    step: Step,
+    params: Any,
+    hidden: Any,
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    control_flow: ControlFlowPolicy | None = None,
 ) -> ModuleInfo:
     """Stage 1 for a pure function; see `StepModule` and `extract_module_info`.
 
@@ -93,6 +98,8 @@ def extract_module_info_from_step(
     params, hidden : pytree
     *args
         Example inputs of one step.
+    kwargs : mapping, optional
+        Arguments that the step takes by keyword.
     control_flow : ControlFlowPolicy, optional
 
     Returns
@@ -103,7 +110,7 @@ def extract_module_info_from_step(
     ------
     CompilationError, NotSupportedError
     """
-    return extract_module_info(StepModule(step, params, hidden), *args, control_flow=control_flow)
+    return extract_module_info(StepModule(step, params, hidden), *args, kwargs=kwargs, control_flow=control_flow)
 
 
 def _as_states(tree: Any, kind: Callable[[Any], brainstate.State]) -> tuple[dict[str, Any], Callable[[Any], Any]]:

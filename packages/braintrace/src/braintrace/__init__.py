@@ -43,6 +43,8 @@ from braintrace_algos import compare_gradients as compare_gradients
 from braintrace_algos import compile as compile
 from braintrace_algos import pp_prop as pp_prop
 from braintrace_algos import train_synthetic_gradient as train_synthetic_gradient
+from braintrace_compiler import DATA as DATA
+from braintrace_compiler import Arguments as Arguments
 from braintrace_compiler import Certificate as Certificate
 from braintrace_compiler import CompilationError as CompilationError
 from braintrace_compiler import CompilationRecord as CompilationRecord
@@ -81,6 +83,7 @@ from braintrace_compiler import find_hidden_groups_from_minfo as find_hidden_gro
 from braintrace_compiler import find_hidden_groups_from_module as find_hidden_groups_from_module
 from braintrace_compiler import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo
 from braintrace_compiler import find_hidden_param_op_relations_from_module as find_hidden_param_op_relations_from_module
+from braintrace_compiler import is_data as is_data
 from braintrace_compiler import live_states as live_states
 from braintrace_compiler import readable_bytes as readable_bytes
 from braintrace_compiler import states_read as states_read
