@@ -1,8 +1,10 @@
+import brainstate
 import jax.numpy as jnp
 import optax
 import pytest
 
 from braintrace_algos import BPTT, D_RTRL, RTRL, UORO, LearnerError, compile
+from braintrace_primitives import matmul
 
 F32, B, I, H, O = 4, 3, 4, 5, 2
 
@@ -70,6 +72,39 @@ def test_the_compilation_report_foretells_it(model, recurrent_model, recurrent, 
     (told,) = [c["bytes"] for c in learner.report.carries if c["carry"] == carry]
     beside = (8 if algorithm is UORO else 4) * B  # a random key, or a counter, for each copy
     assert sum(learner.memory_report().traces.values()) == pytest.approx(told, abs=beside)
+
+
+class InPart(brainstate.nn.Module):
+    """A current that filters, a voltage that resets, a state without memory, and a readout of the past of all three."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState(jnp.ones((I, H)))
+        self.u = brainstate.ParamState(jnp.ones((I, H)))
+        self.out = brainstate.ParamState(jnp.ones((3 * H, O)))
+
+    def init_state(self, batch_size=None):
+        for name in ("g", "v", "s"):
+            setattr(self, name, brainstate.HiddenState(jnp.zeros((batch_size, H) if batch_size else (H,))))
+
+    def update(self, x):
+        past = jnp.concatenate([self.g.value, self.v.value, self.s.value], -1)
+        self.g.value = 0.8 * self.g.value + matmul(x, self.w.value)
+        self.v.value = jnp.tanh(self.v.value) + self.g.value
+        self.s.value = jnp.tanh(matmul(x, self.u.value))
+        return matmul(past, self.out.value)
+
+
+@pytest.mark.parametrize("vmap", [False, True])
+def test_the_compilation_report_foretells_factors(vmap):
+    learner = compiled(InPart(), vmap=vmap)
+    report = learner.report
+    assert [o["kept_as"] for o in report.operations] == ["filtered inputs in part", "the latest step", None]
+    (told,) = [c["bytes"] for c in report.carries if c["carry"] == "trace"]
+    # g: the input filtered, and one number; v: a full trace; s: input and factor of the latest step
+    filtered = (I + 1 if vmap else I) * B + (0 if vmap else 1)
+    assert told == F32 * (filtered + B * I * H + B * (I + H))
+    assert sum(learner.memory_report().traces.values()) == told
 
 
 def test_the_report_reads_as_text_and_as_html(model):

@@ -42,7 +42,7 @@ def saturating():
 def test_bytes_of_traces():
     """(S, I, O) float32 for each relation; (S, *positions) for element-wise weights, the broadcast one included."""
     (w,) = graph(saturating()).report().operations
-    assert (w["trace_bytes"], w["factored"]) == (2 * I * H * 4, "no")
+    assert (w["trace_bytes"], w["kept_as"]) == (2 * I * H * 4, "a full trace")
     (tau, gain) = graph(gains(), jnp.ones(H)).report().operations
     assert tau["trace_bytes"] == H * 4
     assert gain["trace_bytes"] == H * 4
@@ -53,7 +53,7 @@ def test_bytes_where_D_and_F_are_proven_constant():
     report = graph(recurrent()).report()
     assert report.groups[0]["memory"] == "constant, D = [[0.8, 0], [0.8, 0.9]]"
     (w, _) = report.operations
-    assert (w["trace_bytes"], w["factored"]) == (2 * (I + H + 1) * 4, "yes")
+    assert (w["trace_bytes"], w["kept_as"]) == (2 * (I + H + 1) * 4, "filtered inputs")
     assert "48 B, filtered inputs" in str(report)
 
 

@@ -26,13 +26,14 @@ class RelationMemory(NamedTuple):
         Bytes of the exact trace, kept as filtered inputs where it is `factored`.
     factors : int
         Bytes of two factors in its place, the input's apart.
-    factored : {"yes", "in part", "no"}
-        Whether filtered inputs are the exact trace, because D and F into all states, or into some, are proven constant.
+    kept_as : str
+        "a full trace"; "filtered inputs", wholly or "in part", where D and F into states are proven constant; "the
+        latest step" where the group has no memory of its own.
     """
 
     trace: int
     factors: int
-    factored: str
+    kept_as: str
 
 
 def relation_memory(
@@ -42,7 +43,7 @@ def relation_memory(
 
     `read` names the hidden states whose past matters; see `states_read`.
     """
-    operation, trace, factors, factored = relation.operation, 0, 0, []
+    operation, trace, factors, kept = relation.operation, 0, 0, set()
     for group, feed in zip(relation.hidden_groups, relation.feeds, strict=True):
         transition = transitions[group.index]
         elements = group.varshape if feed.kind is FeedKind.BROADCAST else tuple(operation.y_var.aval.shape)
@@ -55,15 +56,22 @@ def relation_memory(
         if not states:
             continue
         slots = [transition.y_vars.index(use.y_var) for use in relation.uses]
+        if not transition.remembers and operation.x_var is not None:
+            x = int(operation.x_var.aval.size) * np.dtype(operation.x_var.aval.dtype).itemsize
+            trace += len(relation.uses) * (len(states) * math.prod(elements) * size + x)
+            kept.add("the latest step")
+            continue
         constant = len(factored_states(transition, slots, feed, operation, states))
         rest = len(states) - constant
         if constant:
             trace += constant * (int(operation.x_var.aval.size) + 1) * size
+            kept.add("filtered inputs")
         if rest:
             trace += _trace_elements(relation, group, feed, rest) * size
-        factored += [True] * constant + [False] * rest
-    share = "yes" if factored and all(factored) else "in part" if any(factored) else "no"
-    return RelationMemory(trace, factors, share)
+            kept.add("a full trace")
+    saved = sorted(kept - {"a full trace"})
+    part = " in part" if saved and "a full trace" in kept else ""
+    return RelationMemory(trace, factors, " and ".join(saved) + part if saved else "a full trace")
 
 
 def input_bytes(relations: Iterable[HiddenParamOpRelation]) -> int:

@@ -36,8 +36,8 @@ class CompilationReport(NamedTuple):
         Index, states, positions, whether the group remembers position by position, and what is proven of D.
     operations : tuple of dict
         Every marked operation: primitive, weights, number of uses in a step, groups it drives, what a strict gradient
-        omits, bytes of its trace, and whether that is kept as filtered inputs ("yes", "in part", "no") because D and F
-        are proven constant.
+        omits, bytes of its trace, and as what it is kept: "a full trace"; "filtered inputs" where D and F are proven
+        constant; "the latest step" where nothing is remembered.
     carries : tuple of dict
         What an algorithm may keep of the past, and the bytes it takes for the whole model.
     untraced : tuple of dict
@@ -163,7 +163,7 @@ def _operations(
                 "strict": "omits " + ", ".join(omissions) if omissions else "exact",
                 "trace_bytes": copies * memory.trace if memory else 0,
                 "factors_bytes": copies * memory.factors if memory else 0,
-                "factored": memory.factored if memory else "no",
+                "kept_as": memory.kept_as if memory and memory.trace else None,
                 "source": op.source,
             }
         )
@@ -241,8 +241,7 @@ def trace_of(operation: Mapping[str, Any]) -> str:
     """What is carried for an operation, in words."""
     if not operation["trace_bytes"]:
         return "none"
-    kept = {"no": "", "in part": ", filtered inputs in part", "yes": ", filtered inputs"}[operation["factored"]]
-    return readable_bytes(operation["trace_bytes"]) + kept
+    return f"{readable_bytes(operation['trace_bytes'])}, {operation['kept_as']}"
 
 
 def dotted(path: Sequence[Any]) -> str:
