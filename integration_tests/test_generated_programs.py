@@ -101,20 +101,29 @@ def check(program: Program) -> None:
     xs = rng.normal(size=(T, *program.batch, I))
     strict, full, structure = gradients(program, params, xs)
     with quietly():
-        learner = braintrace.compile(GeneratedModel(program, params), "d_rtrl", jnp.asarray(xs[0]))
+        learner = braintrace.compile(GeneratedModel(program, params), "d_rtrl", jnp.asarray(xs[0]), absorb=False)
         groups = [[int(p[0][1:]) for p in g.hidden_paths] for g in learner.graph.hidden_groups]
         assert sorted(map(sorted, groups)) == sorted(structure.members(g) for g in structure.groups)
-        found = learner.etrace_grad(jnp.asarray(xs), step_fn=lambda x: loss(learner(x)), reduction="sum")
-        found = {path[0]: np.asarray(value) for path, value in found.items()}
+        found = learnt(learner, xs)
+        memories = learner.graph.hidden_perturb.memories
+        absorbing = learnt(type(learner)(learner.model, learner.graph), xs) if memories else found
 
-    exact_of: dict[str, bool] = {}
-    for certificate in learner.graph.certificates():
-        for (name,) in certificate.operation.parameter_paths:
-            exact_of[name] = exact_of.get(name, True) and certificate.exact
     for name in program.params:
         assert far_apart(found[name], strict[name]) < TOLERANCE, f"{name} is not the strict gradient"
-        if exact_of.get(name, True):  # what the step does not use has no gradient at all
-            assert far_apart(strict[name], full[name]) < TOLERANCE, f"{name} is certified exact, and is not"
+    for taken, gradient in (((), found), (memories, absorbing)):
+        exact_of: dict[str, bool] = {}
+        for certificate in learner.graph.certificates(taken):
+            for (name,) in certificate.operation.parameter_paths:
+                exact_of[name] = exact_of.get(name, True) and certificate.exact
+        for name in program.params:
+            if exact_of.get(name, True):  # what the step does not use has no gradient at all
+                assert far_apart(gradient[name], full[name]) < TOLERANCE, f"{name} is certified exact, and is not"
+
+
+def learnt(learner: Any, xs: np.ndarray) -> dict[str, np.ndarray]:
+    found = learner.etrace_grad(jnp.asarray(xs), step_fn=lambda x: loss(learner(x)), reduction="sum")
+    learner.reset_state()  # another learner of the same model starts where this one did
+    return {path[0]: np.asarray(value) for path, value in found.items()}
 
 
 OPTIONS = {

@@ -128,7 +128,7 @@ class GradientDriver:
             gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
             (direct, signals), (value, aux, tape, values) = gradient(theta, plan.zero_perturbations())
             at = signals.previous if plan.signal == "past" else signals.new
-            window = Window(tape, signals.deltas, plan.carry.signals(plan, plan.by_group(at)), scale)
+            window = Window(tape, signals.deltas, plan.carry.signals(plan, plan.signals(at, weights)), scale)
             return (values, jax.tree.map(jnp.add, total, direct)), (window, value, aux)
 
         start = (values, jax.tree.map(jnp.zeros_like, theta))
@@ -170,7 +170,7 @@ class GradientDriver:
         gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
         (direct, q, b), (losses, aux, tape, values) = gradient(theta, zeros.previous, deltas)
         d_weights, past, traces = fold(
-            plan, Window(tape, b, {}, scales), traces, weights, self._leaves_of(theta), plan.by_group(q)
+            plan, Window(tape, b, {}, scales), traces, weights, self._leaves_of(theta), plan.signals(q, weights)
         )
         if past:
             direct = self._add_leaves(direct, past)

@@ -92,7 +92,7 @@ def recall(plan: Plan, carry: Any, weights: Operands, theta: list[Any]) -> list[
         def single(carry, signals):
             return plan.carry.entry_gradient(plan, carry, signals, weights), plan.carry.past(plan, carry, signals)
 
-        signals = plan.carry.signals(plan, plan.by_group(cotangents))
+        signals = plan.carry.signals(plan, plan.signals(cotangents, weights))
         gradients = (single if plan.batch is None else jax.vmap(single))(carry, signals)
         if plan.batch is not None:
             gradients = jax.tree.map(lambda dw: dw.sum(0), gradients)

@@ -53,6 +53,10 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         The batch size that the model's states were initialised with.
     mapped : bool
         Whether a single-sample model is mapped over the batch.
+    absorb : bool
+        Let traces take in linear memory behind them, such as that of a leaky readout, where the compiler proves that
+        this is exact. Algorithms with a trace for each synapse do so when q^t = ∂l^t/∂h^{t-1} meets the trace; for the
+        others the option changes nothing. Each absorbed state adds one to the states of the group's traces.
     name : str, optional
 
     Attributes
@@ -77,6 +81,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         trace_dtype: Any = None,
         batch_size: int | None = None,
         mapped: bool = False,
+        absorb: bool = True,
         name: str | None = None,
     ):
         super().__init__(name=name)
@@ -94,6 +99,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
             batch=batch_size if mapped else None,
             carry=self._make_carry(),
             signal=self.signal if vjp_method == "single-step" else "past",
+            absorb=absorb,
         )
         if self.plan.signal == "state":
             warn_of_unseen_states(self.plan)
@@ -114,7 +120,8 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     @property
     def report(self) -> CompilationReport:
         """What the compiler understood of the model, what the strict gradient leaves out, and what is carried."""
-        report, remarks = self.graph.report(self.plan.batch or 1), self.plan.carry.remarks(self.plan)
+        report = self.graph.report(self.plan.batch or 1, self.plan.memories)
+        remarks = self.plan.carry.remarks(self.plan)
         return report._replace(notes="\n".join(filter(None, [report.notes, *remarks])))
 
     def _make_carry(self) -> Carry:

@@ -153,9 +153,9 @@ def tape_bytes(plan: Plan) -> int:
         return jax.ShapeDtypeStruct((*lead, *var.aval.shape), var.aval.dtype)
 
     def step(args: Any, states: Any, parameters: Any) -> Window:
-        perturbations = plan.zero_perturbations()
-        tape = plan.carry.observe(plan, run_step(plan, args, states, plan.weights(parameters), perturbations))
-        signals = plan.carry.signals(plan, plan.by_group(perturbations.previous))
+        perturbations, weights = plan.zero_perturbations(), plan.weights(parameters)
+        tape = plan.carry.observe(plan, run_step(plan, args, states, weights, perturbations))
+        signals = plan.carry.signals(plan, plan.signals(perturbations.previous, weights))
         return Window(tape, perturbations.deltas, signals, jnp.ones(()))
 
     args = [struct(v, True) for v in plan.graph.module_info.arg_invars]

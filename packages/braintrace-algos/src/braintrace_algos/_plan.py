@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from braintrace_compiler import (
     ETraceGraph,
     Feed,
     FeedKind,
+    LinearMemory,
     LocalTransition,
     MarkedOperation,
     PerturbedStep,
@@ -20,6 +22,8 @@ from braintrace_compiler import (
 )
 from braintrace_primitives import TraceRule
 from braintrace_primitives._jax_compat import eval_jaxpr
+
+from ._absorption import absorbed_signals
 
 Operands = tuple[dict[str, Any], ...]
 """Weight operands, one dict for each marked operation, keyed by trainable name."""
@@ -91,6 +95,8 @@ class Plan(NamedTuple):
         meets no signal under the strict rule, and nothing else remembers it.
     feedback : dict or None
         Operation -> fixed weights by which signals pass it backwards.
+    memories : tuple of LinearMemory
+        What traced groups take in of the memory behind them; its states follow the live ones of a group.
     """
 
     graph: ETraceGraph
@@ -102,6 +108,7 @@ class Plan(NamedTuple):
     traced: tuple[int, ...]
     live: dict[int, tuple[int, ...]]
     feedback: dict[int, dict[str, Any]] | None = None
+    memories: tuple[LinearMemory, ...] = ()
 
     @property
     def operations(self) -> tuple[MarkedOperation, ...]:
@@ -174,7 +181,7 @@ class Plan(NamedTuple):
         for index in self.traced:
             group = self.transitions[index].group
             parts = group.split([per_state[at[p]] for p in group.hidden_paths])
-            stacked[index] = jnp.stack([parts[i] for i in self.live[index]], axis=lead)
+            stacked[index] = jnp.stack(parts, axis=lead).take(np.array(self.live[index], int), axis=lead)
         return stacked
 
     def live_names(self, group: int, places: Sequence[int]) -> list[str]:
@@ -182,13 +189,42 @@ class Plan(NamedTuple):
         paths = self.transitions[group].group.path_of_each_state
         return list(dict.fromkeys(_dotted(paths[self.live[group][place]]) for place in places))
 
+    def signals(self, per_state: Sequence[Any], weights: Operands) -> dict[int, Any]:
+        """Cotangents given for each hidden state, by group as `by_group` does, those of absorbed memory included."""
+        found = self.by_group(per_state)
+        if not self.memories:
+            return found
+        lead = 0 if self.batch is None else 1
+        at = {path: i for i, path in enumerate(self.graph.hidden_perturb.perturb_hidden_paths)}
+        ordinal = {op.y_var: k for k, op in enumerate(self.operations)}
+        for memory in self.memories:
+            parts = memory.target.split([per_state[at[p]] for p in memory.target.hidden_paths])
+            own = weights[ordinal[memory.operation.y_var]]
+
+            def single(parts, memory=memory, own=own):
+                return jnp.stack(absorbed_signals(memory, parts, own))
+
+            more = (single if self.batch is None else jax.vmap(single))(parts)
+            index = memory.source.index
+            found[index] = jnp.concatenate([found[index], more.astype(found[index].dtype)], lead)
+        return found
+
+    def memories_of(self, group: int) -> tuple[LinearMemory, ...]:
+        """What a group takes in."""
+        return tuple(m for m in self.memories if m.source.index == group)
+
     def num_states(self, group: int) -> int:
-        """S, the number of live states at each position of a group."""
-        return len(self.live[group])
+        """S, the number of states at each position of a group that carry a trace, absorbed ones included."""
+        return len(self.live[group]) + sum(len(m.states) for m in self.memories_of(group))
 
 
-def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any, signal: str = "past") -> Plan:
-    """Lay out `graph` for single-step (`strict`) or multi-step execution."""
+def make_plan(
+    graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any, signal: str = "past", absorb: bool = False
+) -> Plan:
+    """Lay out `graph` for single-step (`strict`) or multi-step execution.
+
+    With `absorb`, traces take in what they can of the linear memory behind them, where `carry` and `signal` allow it.
+    """
     perturb = graph.hidden_perturb
     step = perturb.strict if strict else perturb.full
     ordinal = {op.y_var: i for i, op in enumerate(perturb.operations)}
@@ -206,13 +242,21 @@ def make_plan(graph: ETraceGraph, *, strict: bool, batch: int | None, carry: Any
                 for key, k, use in zip(keys, numbers, relation.uses, strict=True)
             ]
     fed = {c.group for c in couplings}
-    traced = fed & step.recalls if signal == "past" else fed
+    memories = ()
+    if absorb and carry.absorbs and signal == "past":
+        memories = tuple(
+            m
+            for m in perturb.memories
+            if m.source.index in fed and set(m.states) & set(live_states(m.target, states_read(perturb, step)))
+        )
+    traced = fed & step.recalls | {m.source.index for m in memories} if signal == "past" else fed
     if carry.every_group:
         traced = frozenset(g.index for g in graph.hidden_groups)
     everything = carry.every_state or signal == "state"
     read = perturb.perturb_hidden_paths if everything else states_read(perturb, step)
     live = {g: live_states(graph.hidden_groups[g], read) for g in traced}
-    return carry.prepare(Plan(graph, step, batch, carry, signal, tuple(couplings), tuple(sorted(traced)), live))
+    plan = Plan(graph, step, batch, carry, signal, tuple(couplings), tuple(sorted(traced)), live, memories=memories)
+    return carry.prepare(plan)
 
 
 def _dotted(path: Sequence[Any]) -> str:

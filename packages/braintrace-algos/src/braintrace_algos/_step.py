@@ -4,11 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from braintrace_compiler import StateKind, differentiate
 
+from ._absorption import absorb
 from ._feedback import evaluate
-from ._plan import Operands, Perturbations, Plan
+from ._feeds import feed_shape
+from ._plan import Coupling, Operands, Perturbations, Plan
 
 
 class StepResult(NamedTuple):
@@ -107,18 +110,34 @@ def local_derivatives(plan: Plan, result: StepResult) -> Derivatives:
     for index in plan.traced:
         transition = plan.transitions[index]
         couplings = [c for c in plan.couplings if c.group == index]
-        feeds = [(c.slot, c.feed) for c in couplings]
-        h = transition.group.split([known[v] for v in transition.group.hidden_invars])
-        inputs = [*h, *(known[v] for v in (*transition.y_vars, *transition.constvars))]
-
-        def single(*inputs, transition=transition, feeds=feeds, live=plan.live[index]):
-            return differentiate(transition, feeds, live, inputs)
-
-        d, f = (single if plan.batch is None else jax.vmap(single))(*inputs)
-        if transition.remembers:
+        d, f = _of_group(plan, index, couplings, known)
+        if transition.remembers or plan.memories_of(index):
             D[index] = d
         F.update(zip((c.key for c in couplings), f, strict=True))
     return Derivatives(D, F, operation_inputs(plan, result))
+
+
+def _of_group(plan: Plan, index: int, couplings: Sequence[Coupling], known: dict[Any, Any]) -> tuple[Any, list[Any]]:
+    """D of a traced group and F of its couplings, with the rows of what the group takes in."""
+    transition, live, memories = plan.transitions[index], plan.live[index], plan.memories_of(index)
+    group = transition.group
+    h = group.split([known[v] for v in group.hidden_invars])
+    y = [known[v] for v in transition.y_vars]
+    feeds = [(c.slot, c.feed) for c in couplings]
+
+    def single(h, y, constants, taps):
+        if live:
+            D, F = differentiate(transition, feeds, live, [*h, *y, *constants])
+        else:
+            D = jnp.zeros((0, 0, *group.varshape), h[0].dtype)
+            F = [jnp.zeros((0, *feed_shape(feed, y[slot].shape)), y[slot].dtype) for slot, feed in feeds]
+        for memory, tap in zip(memories, taps, strict=True):
+            D, F = absorb(memory, live, [slot for slot, _ in feeds], D, F, [*h, *y, *tap])
+        return D, F
+
+    constants = [known[v] for v in transition.constvars]
+    taps = [[known[v] for v in m.constvars] for m in memories]
+    return (single if plan.batch is None else jax.vmap(single))(h, y, constants, taps)
 
 
 @jax.tree_util.register_pytree_node_class

@@ -79,7 +79,7 @@ def _whole_window(learner: Any, leaves: list[Any]) -> list[Any]:
     K = leaves[0].shape[0]
     nothing = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), zeros.deltas)
     window = Window(stop(tape), nothing, {}, jnp.ones(K))
-    entries = plan.by_group(zeros.previous)
+    entries = plan.signals(zeros.previous, weights)
     learner.etraces.value = fold(plan, window, stop(traces), stop(weights), stop(theta), entries)[2]
     for i, values in new.items():
         plan.states[i].state.value = jax.tree.unflatten(plan.states[i].treedef, values)

@@ -15,6 +15,7 @@ import brainstate as _brainstate
 
 from braintrace_primitives._jax_compat import hide_frames as _hide_frames
 
+from ._absorption import LinearMemory as LinearMemory
 from ._arguments import DATA as DATA
 from ._arguments import Arguments as Arguments
 from ._arguments import is_data as is_data

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from ._absorption import LinearMemory, absorbed_groups
 from ._feeds import FeedKind, LocalTransition
 from ._flow import influence, join_bits, numbers, seeds_of
 from ._hidden_groups import HiddenGroup, recurrent_operations
@@ -41,15 +42,26 @@ class Certificate(NamedTuple):
     operation : MarkedOperation
     omissions : tuple of Omission
         Empty where the strict gradient equals that of backpropagation through time.
+    absorbed : tuple of LinearMemory
+        Memory of other groups that the traces of the operation's groups take in.
     """
 
     operation: MarkedOperation
     omissions: tuple[Omission, ...]
+    absorbed: tuple[LinearMemory, ...] = ()
 
     @property
     def exact(self) -> bool:
         """Whether nothing is left out."""
         return not self.omissions
+
+
+def summarise(certificates: Sequence[Certificate]) -> str:
+    """In words, for all uses of a weight, such as ``omits recurrent mixing; absorbed: r (k=0.9)``."""
+    omissions = dict.fromkeys(o.value for c in certificates for o in c.omissions)
+    absorbed = dict.fromkeys(m.names for c in certificates for m in c.absorbed)
+    words = "omits " + ", ".join(omissions) if omissions else "exact"
+    return f"{words}; absorbed: {', '.join(absorbed)}" if absorbed else words
 
 
 def certify(
@@ -58,11 +70,13 @@ def certify(
     operations: Sequence[MarkedOperation],
     relations: Sequence[HiddenParamOpRelation],
     transitions: Sequence[LocalTransition],
+    absorbed: Sequence[LinearMemory] = (),
 ) -> tuple[Certificate, ...]:
     """The certificate of each marked operation, in the order of `operations`; those of time-varying weights last."""
     mixing = _union(recurrent_operations(minfo, groups).values())
-    remembering = _bits(t.group.index for t in transitions if t.remembers) | mixing
-    driven = driven_groups(minfo, groups)
+    remembering = recalled_groups(minfo, groups)
+    taken = [bits & ~mixing for bits in absorbed_groups(minfo, groups, transitions, absorbed)]
+    driven = [bits & ~taken[g] for g, bits in enumerate(driven_groups(minfo, groups))]
     relation_of = {use.y_var: r for r in relations for use in r.uses}
     reach = reach_of(minfo, operations, {y_var: r.hidden_groups for y_var, r in relation_of.items()})
     mixed = _bits(t.group.index for t in transitions if t.mixes)
@@ -76,7 +90,10 @@ def certify(
             found.append(Omission.RECURRENT_MIXING)
         if _union(driven[g] for g in numbers(own)) & remembering:
             found.append(Omission.DOWNSTREAM_MEMORY)
-        across = _groups_at(reach.around, groups, k) | _groups_at(reach.crossing, groups, k) & own
+        around = _groups_at(reach.around, groups, k)
+        if own:
+            around &= ~functools.reduce(operator.and_, (taken[g] for g in numbers(own)))
+        across = around | _groups_at(reach.crossing, groups, k) & own
         if across & remembering:
             found.append(Omission.THROUGH_ANOTHER_OP)
         unmatched = _groups_at(reach.apart, groups, k) & ~own & remembering
@@ -84,13 +101,21 @@ def certify(
             found.append(Omission.POSITION_MIXING)
         if own & remembering and operation.spec.trace_rule.uncarried(operation.eqn.params):
             found.append(Omission.NOT_CARRIED)
-        certificates.append(Certificate(operation, tuple(found)))
+        mine = tuple(m for m in absorbed if own >> m.source.index & 1)
+        certificates.append(Certificate(operation, tuple(found), mine))
     for operation in time_varying_operations(minfo):
         reached = influence(minfo.jaxpr.eqns, {operation.y_var: 1})
         lasting = [v for g in groups if remembering >> g.index & 1 for v in g.hidden_outvars]
         found = (Omission.TIME_VARYING_WEIGHT,) if join_bits(reached, lasting) else ()
         certificates.append(Certificate(operation, found))
     return tuple(certificates)
+
+
+def recalled_groups(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> int:
+    """The groups, as bits, whose h^{t-1} reaches a result of the step."""
+    reached = influence(minfo.jaxpr.eqns, seeds_of(g.hidden_invars for g in groups))
+    results = [*minfo.out_outvars, *(v for g in groups for v in g.hidden_outvars)]
+    return join_bits(reached, results)
 
 
 def driven_groups(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> list[int]:

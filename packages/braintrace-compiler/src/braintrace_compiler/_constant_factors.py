@@ -12,11 +12,20 @@ from braintrace_primitives._jax_compat import while_p
 from ._feeds import ConstantFactors, Feed, FeedKind, LocalTransition
 from ._jaxpr import Jaxpr, Literal, build_jaxpr, eval_jaxpr, make_jaxpr_without_consts, needed
 from ._operations import MarkedOperation
-from ._positions_constants import at_compile_time
+from ._positions_constants import Constants, at_compile_time
 
 
-def find_constant_factors(transition: LocalTransition, feeds: Sequence[Feed]) -> ConstantFactors:
-    """Prove what can be proven of D and F of one group; `feeds` are those of its operations."""
+def find_constant_factors(transition: LocalTransition, feeds: Sequence[Feed], known: Constants) -> ConstantFactors:
+    """Prove what can be proven of D and F of one group.
+
+    Parameters
+    ----------
+    transition : LocalTransition
+    feeds : sequence of Feed
+        Of the operations that feed the group.
+    known : Constants
+        Of the step.
+    """
     S = transition.group.num_state
     none = (None,) * S
     if transition.mixes or any(eqn.primitive is while_p for eqn in transition.program.eqns):
@@ -25,7 +34,7 @@ def find_constant_factors(transition: LocalTransition, feeds: Sequence[Feed]) ->
     program = transition.program
     parts = [build_jaxpr(program.invars, [v], needed(program.eqns, [v]), like=program) for v in program.outvars]
 
-    def derivatives(*inputs: Any) -> list[Any]:
+    def derivatives(inputs: Sequence[Any]) -> list[Any]:
         """One reverse pass for each new state, along its own equations: a zero from another one would read data."""
         h, y, rest = inputs[:S], inputs[S : S + len(feeds)], inputs[S + len(feeds) :]
         found = []
@@ -35,8 +44,7 @@ def find_constant_factors(transition: LocalTransition, feeds: Sequence[Feed]) ->
             found += [*h_bar, *(y_bar[k] for k in matched)]
         return found
 
-    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.invars]
-    values = iter(map(_one_number, constant_outputs(derivatives, avals)))
+    values = iter(map(one_number, constants_of(derivatives, program, transition.constvars, known)))
     by_state = [([next(values) for _ in range(S)], {k: next(values) for k in matched}) for _ in range(S)]
     return ConstantFactors(
         tuple(tuple(D) for D, _ in by_state),
@@ -44,11 +52,37 @@ def find_constant_factors(transition: LocalTransition, feeds: Sequence[Feed]) ->
     )
 
 
-def _one_number(value: np.ndarray | None) -> complex | None:
+def one_number(value: np.ndarray | None) -> complex | None:
     """The value that all elements have."""
     if value is None or not value.size or np.any(value != value.flat[0]):
         return None
     return value.flat[0].item()
+
+
+def constants_of(
+    function: Callable[[Sequence[Any]], Sequence[Any]], program: Jaxpr, constvars: Sequence[Any], known: Constants
+) -> list[np.ndarray | None]:
+    """The outputs of a function of a program's inputs that follow from constants of the step; None for the others.
+
+    Parameters
+    ----------
+    function : callable
+        Takes the inputs of `program` as one sequence.
+    program : Jaxpr
+        Its last inputs are `constvars`, variables of the step.
+    constvars : sequence of Var
+    known : Constants
+        Of the step.
+    """
+    last = program.invars[len(program.invars) - len(constvars) :]
+    fixed = {v: known.value(var) for v, var in zip(last, constvars, strict=True) if known.is_fixed(var)}
+    varying: list[Any] = [v for v in program.invars if v not in fixed]
+
+    def of_varying(*values: Any) -> Sequence[Any]:
+        env = {**fixed, **dict(zip(varying, values, strict=True))}
+        return function([env[v] for v in program.invars])
+
+    return constant_outputs(of_varying, [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in varying])
 
 
 def constant_outputs(function: Callable[..., Sequence[Any]], avals: Iterable[Any]) -> list[np.ndarray | None]:

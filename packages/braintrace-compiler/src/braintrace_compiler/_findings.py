@@ -5,7 +5,7 @@ from typing import Any
 
 import brainstate
 
-from ._certificate import driven_groups
+from ._certificate import driven_groups, recalled_groups
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
 from ._feeds import FeedKind
 from ._flow import influence, join_bits, numbers, seeds_of
@@ -48,19 +48,25 @@ def _merged_groups(groups: Sequence[HiddenGroup]) -> Iterator[CompilationRecord]
 
 def _cross_group_memory(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> Iterator[CompilationRecord]:
     groups = [t.group for t in perturbation.transitions]
-    remembering = {t.group.index for t in perturbation.transitions if t.remembers}
+    remembering = recalled_groups(minfo, groups)
+    absorbable = {(m.source.index, m.target.index) for m in perturbation.memories}
     for group, reached in zip(groups, driven_groups(minfo, groups), strict=True):
-        targets = tuple(g for g in numbers(reached) if g in remembering)
+        targets = tuple(numbers(reached & remembering))
         if targets:
             shown = ", ".join(map(str, targets[:8])) + (f" and {len(targets) - 8} more" if len(targets) > 8 else "")
             yield CompilationRecord(
                 DiagnosticKind.CROSS_GROUP_MEMORY,
                 DiagnosticLevel.INFO,
                 f"group {group.index} drives groups with memory of their own ({shown}), which gives it no credit "
-                "beyond the current step.",
+                f"beyond the current step{_unless(group.index, targets, absorbable)}.",
                 hidden_paths=(*group.hidden_paths, *(p for g in targets for p in groups[g].hidden_paths)),
                 context={"hidden_group_indices": (group.index, *targets)},
             )
+
+
+def _unless(group: int, targets: Sequence[int], absorbable: Container[tuple[int, int]]) -> str:
+    linear = [str(g) for g in targets if (group, g) in absorbable]
+    return f", unless a learner absorbs linear memory (of {', '.join(linear)})" if linear else ""
 
 
 def _position_mixing(

@@ -1,9 +1,10 @@
 """All four stages in one call, and the graph that they give."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ._absorption import LinearMemory
 from ._certificate import Certificate, certify
 from ._control_flow import ControlFlowPolicy
 from ._diagnostics import CompilationRecord, DiagnosticKind, Path, emit_warnings, render, select
@@ -64,8 +65,14 @@ class ETraceGraph(NamedTuple):
         print(render(records))
         return records
 
-    def certificates(self) -> tuple[Certificate, ...]:
-        """What a strict gradient leaves out, for each marked operation."""
+    def certificates(self, absorbed: Sequence[LinearMemory] = ()) -> tuple[Certificate, ...]:
+        """What a strict gradient leaves out, for each marked operation.
+
+        Parameters
+        ----------
+        absorbed : sequence of LinearMemory
+            Those of ``hidden_perturb.memories`` that a learner takes into its traces.
+        """
         perturb = self.hidden_perturb
         return certify(
             self.module_info,
@@ -73,15 +80,18 @@ class ETraceGraph(NamedTuple):
             perturb.operations,
             self.hidden_param_op_relations,
             perturb.transitions,
+            absorbed,
         )
 
-    def report(self, copies: int = 1) -> CompilationReport:
+    def report(self, copies: int = 1, absorbed: Sequence[LinearMemory] = ()) -> CompilationReport:
         """The page to read about this graph: groups, relations, omissions, memory, weights without a trace.
 
         Parameters
         ----------
         copies : int
             How many copies of the model a learner maps over a batch; what is carried is carried for each.
+        absorbed : sequence of LinearMemory
+            As in `certificates`.
 
         Returns
         -------
@@ -91,7 +101,7 @@ class ETraceGraph(NamedTuple):
             self.module_info,
             self.hidden_param_op_relations,
             self.hidden_perturb,
-            self.certificates(),
+            self.certificates(absorbed),
             self.diagnostics,
             copies,
         )
@@ -197,7 +207,7 @@ def compile_etrace_graph(
     stages.check(require_reverse_derivatives, minfo)
     found = stages.run(find_relations, minfo, groups)
     stages.check(require_positions, found.transitions, found.relations, on_mixing)
-    perturbation = stages.run(perturb, minfo, groups, found.operations, found.transitions)
+    perturbation = stages.run(perturb, minfo, groups, found)
     told = {r.weight_path for r in found.records if r.kind is DiagnosticKind.TIME_VARYING_WEIGHT}
     findings = structural_findings(model, minfo, groups, found.relations, perturbation, told)
     records = (*minfo.records, *found.records, *findings)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ._absorption import LinearMemory
 from ._constant_factors import factored_states
 from ._diagnostics import Path
 from ._feeds import Feed, FeedKind, LocalTransition
@@ -37,11 +38,14 @@ class RelationMemory(NamedTuple):
 
 
 def relation_memory(
-    transitions: Sequence[LocalTransition], relation: HiddenParamOpRelation, read: Container[Path]
+    transitions: Sequence[LocalTransition],
+    relation: HiddenParamOpRelation,
+    read: Container[Path],
+    absorbed: Sequence[LinearMemory] = (),
 ) -> RelationMemory:
     """Bytes for one relation, all groups that it drives and all uses of its weight taken together.
 
-    `read` names the hidden states whose past matters; see `states_read`.
+    `read` names the hidden states whose past matters, see `states_read`; `absorbed` is what a learner takes in.
     """
     operation, trace, factors, kept = relation.operation, 0, 0, set()
     for group, feed in zip(relation.hidden_groups, relation.feeds, strict=True):
@@ -53,16 +57,17 @@ def relation_memory(
         else:
             factors += len(relation.uses) * group.num_state * math.prod(elements) * size
         states = live_states(group, read)
-        if not states:
+        more = sum(len(m.states) for m in absorbed if m.source.index == group.index)
+        if not states and not more:
             continue
         slots = [transition.y_vars.index(use.y_var) for use in relation.uses]
-        if not transition.remembers and operation.x_var is not None:
+        if not (transition.remembers or more) and operation.x_var is not None:
             x = int(operation.x_var.aval.size) * np.dtype(operation.x_var.aval.dtype).itemsize
             trace += len(relation.uses) * (len(states) * math.prod(elements) * size + x)
             kept.add("the latest step")
             continue
         constant = len(factored_states(transition, slots, feed, operation, states))
-        rest = len(states) - constant
+        rest = len(states) - constant + more
         if constant:
             trace += constant * (int(operation.x_var.aval.size) + 1) * size
             kept.add("filtered inputs")

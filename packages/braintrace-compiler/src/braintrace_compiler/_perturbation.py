@@ -19,6 +19,7 @@ import brainstate
 
 from braintrace_primitives._jax_compat import DropVar
 
+from ._absorption import LinearMemory, find_linear_memories
 from ._diagnostics import Path
 from ._feeds import LocalTransition
 from ._flow import influence
@@ -26,7 +27,7 @@ from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo, recurren
 from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, add_equation, build_jaxpr, fresh_var
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation, make_weight_program
-from ._relations import find_relations
+from ._relations import Relations, find_relations
 from ._requirements import require_even_cuts
 
 
@@ -71,6 +72,8 @@ class HiddenPerturbation(NamedTuple):
         One for each group.
     weight_program : Jaxpr
         ``(constants, parameter leaves) -> weight operands of all operations``.
+    memories : tuple of LinearMemory
+        Memory behind operations that groups before them can take in.
     """
 
     perturb_vars: tuple[Var, ...]
@@ -83,6 +86,7 @@ class HiddenPerturbation(NamedTuple):
     full: PerturbedStep
     transitions: tuple[LocalTransition, ...]
     weight_program: Jaxpr
+    memories: tuple[LinearMemory, ...] = ()
 
 
 def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
@@ -98,23 +102,20 @@ def add_hidden_perturbation_from_minfo(minfo: ModuleInfo) -> HiddenPerturbation:
     """
     groups, _ = find_hidden_groups_from_minfo(minfo)
     found = find_relations(minfo, groups)
-    return perturb(minfo, groups, found.operations, found.transitions)
+    return perturb(minfo, groups, found)
 
 
-def perturb(
-    minfo: ModuleInfo,
-    groups: Sequence[HiddenGroup],
-    operations: Sequence[MarkedOperation],
-    transitions: Sequence[LocalTransition],
-) -> HiddenPerturbation:
+def perturb(minfo: ModuleInfo, groups: Sequence[HiddenGroup], found: Relations) -> HiddenPerturbation:
     """Perturb the step, and let it give what the trace rules and the local transitions need to know."""
-    hidden = minfo.hidden
+    hidden, operations, transitions = minfo.hidden, found.operations, found.transitions
+    memories = find_linear_memories(minfo, groups, found.relations, transitions)
     cuts = recurrent_operations(minfo, groups)
     require_even_cuts(minfo, groups, operations, cuts)
     rewriter = _Rewriter(minfo, groups, operations)
     inputs = [op.x_var for op in operations if op.x_var is not None]
     whole = [v for t in transitions for v in (*t.group.hidden_invars, *t.group.transition_jaxpr_constvars)]
     wanted = [*inputs, *whole, *(v for t in transitions for v in (*t.y_vars, *t.constvars))]
+    wanted += [v for m in memories for v in m.constvars]
     observed = tuple(dict.fromkeys(v for v in wanted if not isinstance(v, Literal)))
     return HiddenPerturbation(
         tuple(rewriter.new),
@@ -127,6 +128,7 @@ def perturb(
         rewriter.rewrite({}, observed),
         tuple(transitions),
         make_weight_program(minfo, operations),
+        memories,
     )
 
 

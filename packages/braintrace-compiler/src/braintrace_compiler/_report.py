@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ._certificate import Certificate
+from ._certificate import Certificate, summarise
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path, render
 from ._feeds import LocalTransition
 from ._memory import influence_bytes, input_bytes, relation_memory, states_read
@@ -151,8 +151,8 @@ def _operations(
         op = same[0].operation
         relation = relation_of.get(op.y_var)
         indices = [g.index for g in relation.hidden_groups] if relation else []
-        omissions = dict.fromkeys(o.value for c in same for o in c.omissions)
-        memory = relation_memory(perturb.transitions, relation, read) if relation else None
+        absorbed = same[0].absorbed
+        memory = relation_memory(perturb.transitions, relation, read, absorbed) if relation else None
         operations.append(
             {
                 "operation": op.spec.name + (f", {len(same)} uses" if len(same) > 1 else ""),
@@ -160,7 +160,7 @@ def _operations(
                 "uses": len(same),
                 "groups": indices,
                 "drives": ", ".join(f"group {i}" for i in indices) or "no hidden state",
-                "strict": "omits " + ", ".join(omissions) if omissions else "exact",
+                "strict": summarise(same),
                 "trace_bytes": copies * memory.trace if memory else 0,
                 "factors_bytes": copies * memory.factors if memory else 0,
                 "kept_as": memory.kept_as if memory and memory.trace else None,

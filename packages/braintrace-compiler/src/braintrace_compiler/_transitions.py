@@ -91,7 +91,7 @@ def _find_one(
         group, y_vars, group.by_state(program), constvars, remembers, any(part.size > 0 for part in moved)
     )
     matches = tuple(feed for feed in feeds if feed is not None)
-    return transition._replace(constants=find_constant_factors(transition, matches)), matches, ()
+    return transition._replace(constants=find_constant_factors(transition, matches, known)), matches, ()
 
 
 def _find_looped_feed(operation: MarkedOperation, group: HiddenGroup, label: np.ndarray) -> Feed:

@@ -23,6 +23,9 @@ class Carry:
     every_state: ClassVar[bool] = True
     """Whether states count whose past meets no signal."""
 
+    absorbs: ClassVar[bool] = False
+    """Whether traces may take in memory behind their groups."""
+
     def prepare(self, plan: Plan) -> Plan:
         """The plan as this carry lays it out, once."""
         return plan

@@ -22,6 +22,7 @@ class TraceCarry(Carry):
     """The carry of D-RTRL: e^t = D^t e^{t-1} + F^t ∂y/∂w, B · I · O · S numbers for a dense operation."""
 
     every_state = False
+    absorbs = True
 
     def prepare(self, plan: Plan) -> Plan:
         """Traces that are proven to factorise, in part or whole, are kept as factors."""
@@ -31,7 +32,7 @@ class TraceCarry(Carry):
             slots = [c.slot, *(use.slot for use in others)]
             if states := factored_states(transition, slots, c.feed, operation, plan.live[c.group]):
                 rules[key] = FactoredTraceRule(c.rule, states)
-            elif not transition.remembers and operation.x_var is not None:
+            elif not (transition.remembers or plan.memories_of(c.group)) and operation.x_var is not None:
                 rules[key] = LatestStepTraceRule(c.rule, len(slots))
         return plan._replace(couplings=tuple(c._replace(rule=rules.get(c.trace, c.rule)) for c in plan.couplings))
 

@@ -97,8 +97,17 @@ class CoupledTraceCarry(TraceCarry):
                 rows = [true_diagonals(lambda ct: pull(ct)[0], new, s) for s in range(group.num_state)]
                 return jnp.stack(rows)
 
-            D[index] = (single if plan.batch is None else jax.vmap(single))(*inputs)
+            coupled = (single if plan.batch is None else jax.vmap(single))(*inputs)
+            D[index] = (
+                coupled if index not in tape.D else _with_block(tape.D[index], coupled, 0 if plan.batch is None else 1)
+            )
         return Derivatives(D, tape.F, tape.x)
+
+
+def _with_block(D: Any, block: Any, lead: int) -> Any:
+    """D with another block between its first states, after `lead` leading axes."""
+    first = slice(block.shape[lead])
+    return D.at[(slice(None),) * lead + (first, first)].set(block)
 
 
 class Modulated(NamedTuple):
@@ -118,6 +127,8 @@ class ModulatedTraceCarry(TraceCarry):
     modulator : brainstate.State
         Read at every step; a scalar, or an array that broadcasts to the positions of every group.
     """
+
+    absorbs = False
 
     def __init__(self, modulator: brainstate.State):
         self.modulator = modulator
