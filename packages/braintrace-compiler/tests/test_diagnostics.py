@@ -1,6 +1,7 @@
 """Every kind of record is emitted, and says where."""
 
 import inspect
+import re
 import warnings
 
 import brainstate
@@ -9,7 +10,13 @@ import jax.numpy as jnp
 import pytest
 from compiler_models import H, I, Model, array, gated, graph, kinds, leaky, recurrent, two_layers
 
-from braintrace_compiler import CompilationRecord, CompilationWarning, DiagnosticKind, DiagnosticLevel
+from braintrace_compiler import (
+    CompilationRecord,
+    CompilationWarning,
+    ControlFlowPolicy,
+    DiagnosticKind,
+    DiagnosticLevel,
+)
 from braintrace_compiler._diagnostics import emit_warnings
 from braintrace_primitives import matmul
 
@@ -106,6 +113,33 @@ def unused_parameter():
     return cell(step, {"w": array(I, H), "idle": array(H)})
 
 
+def branching():
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + jax.lax.cond(x[0] > 0, lambda: matmul(x, m.w.value), lambda: jnp.zeros(H))
+        return m.v.value
+
+    return cell(step)
+
+
+def looping():
+    def step(m, x):
+        m.v.value = jax.lax.fori_loop(0, 3, lambda k, v: 0.9 * v + matmul(x, m.w.value), m.v.value)
+        return m.v.value
+
+    return cell(step)
+
+
+UNROLL, DESCEND = {}, {"control_flow": ControlFlowPolicy(unroll_limit=1)}
+CLOSE = {"control_flow": ControlFlowPolicy(unroll_limit=1, long_scan="close", closed="exclude")}
+
+IN_LOOPS = {
+    "COND_IF_CONVERTED": (branching, UNROLL, "INFO"),
+    "SCAN_UNROLLED": (looping, UNROLL, "INFO"),
+    "SCAN_DESCENT_APPLIED": (looping, DESCEND, "INFO"),
+    "PRIMITIVE_INSIDE_CONTROL_FLOW": (looping, DESCEND, "INFO"),
+    "WEIGHT_IN_CONTROL_FLOW": (looping, CLOSE, "WARNING"),
+}
+
 EMITTED = {
     "RELATION_INCLUDED": (leaky, ("w",), ("v",)),
     "RELATION_EXCLUDED_NON_TEMPORAL": (leaky, ("out",), None),
@@ -131,6 +165,21 @@ def test_emitted(kind):
     assert len(records) == 1
     assert records[0].weight_path == weight_path
     assert (records[0].hidden_paths or (None,))[0] == hidden_path
+    if kind not in ("STATE_MISMATCH", "PARAMETER_UNUSED"):  # what is not there has no line
+        assert re.search(r"(test_diagnostics|compiler_models)\.py:\d+", records[0].context["source"])
+
+
+@pytest.mark.parametrize("kind", IN_LOOPS)
+def test_emitted_by_control_flow(kind):
+    make, options, level = IN_LOOPS[kind]
+    records = [r for r in quiet(make(), **options).diagnostics if r.kind.name == kind]
+    assert [r.level.name for r in records] == [level]
+    assert "test_diagnostics.py" in records[0].context["source"]
+
+
+def test_no_kind_is_without_a_test():
+    assert {*EMITTED, *IN_LOOPS} == {kind.name for kind in DiagnosticKind}
+    assert not EMITTED.keys() & IN_LOOPS.keys()
 
 
 def test_a_mixing_transition_is_told_once_for_its_group():
@@ -174,6 +223,7 @@ def test_explain_filters_prints_and_returns(capsys):
     assert len(compiled.explain(kind=DiagnosticKind.RELATION_INCLUDED)) == 2
     capsys.readouterr()
     assert compiled.explain(weight_path=("nobody",)) == ()
+    assert capsys.readouterr().out == "no such diagnostics\n"
 
 
 def test_order_is_that_of_the_program():

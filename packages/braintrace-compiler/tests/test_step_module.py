@@ -47,7 +47,9 @@ def test_a_single_array_and_a_batch():
         h = 0.5 * h + matmul(x, w)
         return h, h
 
-    model = StepModule(integrate, array(I, H), lambda batch_size: jnp.zeros((batch_size or 1, H)))
+    model = StepModule(integrate, array(I, H), lambda batch_size: jnp.zeros((batch_size, H)))
+    with pytest.raises(CompilationError, match="init_state"):
+        model(jnp.ones((4, I)))
     model.init_state(batch_size=4)
     assert model(jnp.ones((4, I))).shape == (4, H)
     assert graph(model, jnp.ones((4, I))).hidden_groups[0].varshape == (4, H)

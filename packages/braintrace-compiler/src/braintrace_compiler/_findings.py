@@ -1,6 +1,6 @@
 """Records about the structure of a step as a whole; those about single operations come with the relations."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import brainstate
@@ -10,6 +10,7 @@ from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Pa
 from ._feeds import FeedKind
 from ._flow import influence, join_bits, numbers, seeds_of
 from ._hidden_groups import HiddenGroup
+from ._jaxpr import build_producer_map, reads, source_line
 from ._module_info import ModuleInfo
 from ._perturbation import HiddenPerturbation
 from ._relations import HiddenParamOpRelation
@@ -27,14 +28,27 @@ def structural_findings(
 
     A parameter whose path is in `told` needs no further word.
     """
-    yield from _merged_groups(groups)
-    yield from _cross_group_memory(minfo, perturbation)
-    yield from _position_mixing(relations, perturbation)
+    written = _lines_of_new_states(minfo)
+    yield from _merged_groups(groups, written)
+    yield from _cross_group_memory(minfo, perturbation, written)
+    yield from _position_mixing(relations, perturbation, written)
     yield from _plain_parameters(minfo, perturbation, told)
     yield from _untouched_states(model, minfo)
 
 
-def _merged_groups(groups: Sequence[HiddenGroup]) -> Iterator[CompilationRecord]:
+def _lines_of_new_states(minfo: ModuleInfo) -> dict[Path, str]:
+    """The user's line that computes each new hidden state."""
+    producers = build_producer_map(minfo.jaxpr)
+    return {s.path: source_line(producers[s.outvars[0]]) for s in minfo.hidden if s.outvars[0] in producers}
+
+
+def _at(group: HiddenGroup, written: Mapping[Path, str], **facts: Any) -> dict[str, Any]:
+    """Context of a record about a group: the line that writes its last state."""
+    lines = [written[path] for path in group.hidden_paths if path in written]
+    return {**facts, "source": lines[-1]} if lines else facts
+
+
+def _merged_groups(groups: Sequence[HiddenGroup], written: Mapping[Path, str]) -> Iterator[CompilationRecord]:
     for group in groups:
         if group.num_state > 1:
             yield CompilationRecord(
@@ -42,11 +56,13 @@ def _merged_groups(groups: Sequence[HiddenGroup]) -> Iterator[CompilationRecord]
                 DiagnosticLevel.INFO,
                 f"group {group.index}: {list(group.hidden_paths)} exchange information position by position.",
                 hidden_paths=group.hidden_paths,
-                context={"hidden_group_indices": (group.index,)},
+                context=_at(group, written, hidden_group_indices=(group.index,)),
             )
 
 
-def _cross_group_memory(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> Iterator[CompilationRecord]:
+def _cross_group_memory(
+    minfo: ModuleInfo, perturbation: HiddenPerturbation, written: Mapping[Path, str]
+) -> Iterator[CompilationRecord]:
     groups = [t.group for t in perturbation.transitions]
     remembering = recalled_groups(minfo, groups)
     absorbable = {(m.source.index, m.target.index) for m in perturbation.memories}
@@ -60,7 +76,7 @@ def _cross_group_memory(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> 
                 f"group {group.index} drives groups with memory of their own ({shown}), which gives it no credit "
                 f"beyond the current step{_unless(group.index, targets, absorbable)}.",
                 hidden_paths=(*group.hidden_paths, *(p for g in targets for p in groups[g].hidden_paths)),
-                context={"hidden_group_indices": (group.index, *targets)},
+                context=_at(group, written, hidden_group_indices=(group.index, *targets)),
             )
 
 
@@ -70,7 +86,7 @@ def _unless(group: int, targets: Sequence[int], absorbable: Container[tuple[int,
 
 
 def _position_mixing(
-    relations: Sequence[HiddenParamOpRelation], perturbation: HiddenPerturbation
+    relations: Sequence[HiddenParamOpRelation], perturbation: HiddenPerturbation, written: Mapping[Path, str]
 ) -> Iterator[CompilationRecord]:
     for transition in perturbation.transitions:
         if transition.mixes:
@@ -80,6 +96,7 @@ def _position_mixing(
                 f"the transition of group {transition.group.index} {list(transition.group.hidden_paths)} mixes "
                 "positions; traces follow its true diagonal only.",
                 hidden_paths=transition.group.hidden_paths,
+                context=_at(transition.group, written),
             )
     for relation in relations:
         for group, feed in zip(relation.hidden_groups, relation.feeds, strict=True):
@@ -106,6 +123,7 @@ def _plain_parameters(
     new = {s.path: [next(outputs) for _ in s.outvars] for s in minfo.states}
     feeding = influence(program.eqns, seeds_of(p.invars for p in minfo.parameters))
     into = {s.path: join_bits(feeding, new[s.path]) for s in minfo.hidden}
+    reader = {v: eqn for eqn in reversed(minfo.jaxpr.eqns) for v in reads(eqn)}
     for k, parameter in enumerate(minfo.parameters):
         fed = tuple(path for path, bits in into.items() if bits >> k & 1)
         if fed and parameter.path not in told:
@@ -116,6 +134,7 @@ def _plain_parameters(
                 "weight; its credit ends with the step. Mark the operation (matmul, element_wise, ...) to trace it.",
                 weight_path=parameter.path,
                 hidden_paths=fed,
+                context={"source": next(source_line(reader[v]) for v in parameter.invars if v in reader)},
             )
 
 

@@ -62,7 +62,7 @@ class ETraceGraph(NamedTuple):
         tuple of CompilationRecord
         """
         records = select(self.diagnostics, weight_path=weight_path, hidden_path=hidden_path, kind=kind)
-        print(render(records))
+        print(render(records) or "no such diagnostics")
         return records
 
     def certificates(self, absorbed: Sequence[LinearMemory] = ()) -> tuple[Certificate, ...]:

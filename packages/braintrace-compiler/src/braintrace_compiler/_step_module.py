@@ -24,7 +24,7 @@ class StepModule(brainstate.nn.Module):
     params : pytree
         Array leaves become parameters; other leaves are static.
     hidden : pytree or callable
-        Hidden states at rest, or ``hidden(batch_size)`` that makes them.
+        Hidden states at rest, or ``hidden(batch_size)`` that makes them when the states are initialised.
 
     Attributes
     ----------
@@ -34,7 +34,8 @@ class StepModule(brainstate.nn.Module):
     Raises
     ------
     CompilationError
-        If `step` does not give a pair whose first part has the structure of `hidden`.
+        If `step` does not give a pair whose first part has the structure of `hidden`, or runs before there are hidden
+        states.
 
     Examples
     --------
@@ -54,7 +55,10 @@ class StepModule(brainstate.nn.Module):
         super().__init__()
         self._step, self._make_hidden = step, hidden
         self.params, self._join_params = _as_states(params, brainstate.ParamState)
-        self.init_state()
+        self.hidden: dict[str, Any] = {}
+        self._join_hidden: Callable[[Any], Any] | None = None
+        if not callable(hidden):
+            self.init_state()
 
     def init_state(self, batch_size: int | None = None) -> None:
         """Put the hidden states at rest."""
@@ -63,6 +67,12 @@ class StepModule(brainstate.nn.Module):
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """One step: reads and writes the hidden states, gives the output."""
+        if self._join_hidden is None:
+            raise CompilationError(
+                "The hidden states of a step are not there yet.",
+                found="`hidden` is a function of the batch size, which has not been called",
+                fix="call init_state(batch_size), or brainstate.nn.init_all_states; braintrace.compile does it",
+            )
         before = self._join_hidden(self.hidden)
         result = self._step(self._join_params(self.params), before, *args, **kwargs)
         if not (isinstance(result, tuple) and len(result) == 2):
