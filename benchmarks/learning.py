@@ -42,6 +42,8 @@ class Setting:
         Time constant of the adapting thresholds, in steps.
     beta : float
         What a spike adds to them.
+    gain : float
+        Of the initial weights, so that there are spikes to learn from.
     """
 
     hidden: int
@@ -50,11 +52,19 @@ class Setting:
     batch: int
     rate: float
     updates: int
+    gain: float = 1.0
 
 
+_SMALL = Setting(hidden=40, tau_a=80.0, beta=0.2, batch=32, rate=5e-3, updates=300)
 SETTINGS = {
-    "small": Setting(hidden=40, tau_a=80.0, beta=0.2, batch=32, rate=5e-3, updates=300),
-    "full": Setting(hidden=100, tau_a=2000.0, beta=0.03, batch=32, rate=5e-3, updates=400),
+    "evidence": {
+        "small": _SMALL,
+        "full": Setting(hidden=100, tau_a=2000.0, beta=0.03, batch=32, rate=5e-3, updates=400),
+    },
+    "match": {
+        "small": _SMALL,
+        "full": Setting(hidden=100, tau_a=700.0, beta=0.3, batch=32, rate=5e-3, updates=500, gain=2.5),
+    },
 }
 
 ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -68,6 +78,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "D-RTRL": ("d_rtrl", {}),
+    "D-RTRL, not absorbing": ("d_rtrl", {"absorb": False}),
     "BPTT": ("bptt", {}),
 }
 
@@ -86,6 +97,8 @@ class Network(brainstate.nn.Module):
             beta=beta,
             synapse=braintrace.nn.Delta(),
         )
+        weight = self.neurons.W.weight
+        weight.value = jax.tree.map(lambda w: setting.gain * w, weight.value)
         self.out = braintrace.nn.LeakyRateReadout(setting.hidden, 2, tau=TAU_OUT * u.ms)
 
     def update(self, x: Any) -> Any:
@@ -152,7 +165,7 @@ def record(name: str, size: str, algorithms: list[str], updates: int, seconds: f
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["update", *Progress._fields])
             recent: list[float] = []
-            for update, now in enumerate(train(SIZES[name][size], SETTINGS[size], algorithm)):
+            for update, now in enumerate(train(SIZES[name][size], SETTINGS[name][size], algorithm)):
                 writer.writerow([update, *(f"{value:.5g}" for value in now)])
                 file.flush()
                 recent = [*recent[-19:], now.accuracy]
@@ -200,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     options.add_argument("task", choices=SIZES)
-    options.add_argument("--size", choices=SETTINGS, default="small")
+    options.add_argument("--size", choices=("small", "full"), default="small")
     options.add_argument("--algorithm", action="append", choices=ALGORITHMS, help="may be repeated; all by default")
     options.add_argument("--updates", type=int)
     options.add_argument("--seconds", type=float, default=float("inf"), help="time limit for each algorithm")
@@ -208,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--only-draw", action="store_true", help="draw what has been recorded")
     chosen = options.parse_args(arguments)
     if not chosen.only_draw:
-        updates = chosen.updates or SETTINGS[chosen.size].updates
+        updates = chosen.updates or SETTINGS[chosen.task][chosen.size].updates
         record(chosen.task, chosen.size, chosen.algorithm or list(ALGORITHMS), updates, chosen.seconds, chosen.out)
     draw(chosen.task, chosen.size, chosen.out)
 

@@ -69,7 +69,7 @@ class Evidence:
 class Match:
     """One of two samples, a delay, one of two tests: say during the test whether it was the same.
 
-    Channels: the two stimuli, the request for an answer, noise. Times are in steps.
+    Channels: stimuli A and B, the request for an answer, noise. Times are in steps.
     """
 
     sample: int
@@ -78,7 +78,7 @@ class Match:
     answer: int
     rate: float
 
-    channels, names = 4, ("first", "second", "answer!", "noise")
+    channels, names = 4, ("A", "B", "answer!", "noise")
 
     @property
     def steps(self) -> int:

@@ -12,7 +12,8 @@ from benchmarks.tasks import CHANNEL, SIZES
 
 def accuracies(task, algorithm, updates):
     return [
-        now.accuracy for now in itertools.islice(train(SIZES[task]["small"], SETTINGS["small"], algorithm), updates)
+        now.accuracy
+        for now in itertools.islice(train(SIZES[task]["small"], SETTINGS[task]["small"], algorithm), updates)
     ]
 
 
