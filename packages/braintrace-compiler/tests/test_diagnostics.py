@@ -16,6 +16,7 @@ from braintrace_compiler import (
     ControlFlowPolicy,
     DiagnosticKind,
     DiagnosticLevel,
+    compile_etrace_graph,
 )
 from braintrace_compiler._diagnostics import emit_warnings
 from braintrace_primitives import matmul
@@ -196,6 +197,19 @@ def test_each_kind_says_when_it_is_emitted():
 
 def test_warnings_are_of_one_category_and_name_the_line():
     with pytest.warns(CompilationWarning, match=r"TIME_VARYING_WEIGHT.*test_diagnostics\.py:\d+"):
+        graph(time_varying())
+
+
+def test_warnings_point_at_the_caller():
+    with pytest.warns(CompilationWarning) as caught:
+        compile_etrace_graph(time_varying(), jnp.ones(I))
+    assert caught[0].filename == __file__
+
+
+def test_the_category_can_be_silenced():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error")
+        warnings.filterwarnings("ignore", category=CompilationWarning)
         graph(time_varying())
 
 

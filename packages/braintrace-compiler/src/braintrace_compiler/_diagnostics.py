@@ -1,6 +1,8 @@
 """Diagnostics are data: one record for each decision of the compiler."""
 
 import enum
+import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -134,7 +136,18 @@ def emit_warnings(records: Iterable[CompilationRecord]) -> None:
         if record.level is DiagnosticLevel.WARNING and record.kind not in _QUIET:
             source = record.context.get("source")
             where = f" ({source})" if source else ""
-            warnings.warn(f"{record.kind.name}: {record.message}{where}", CompilationWarning, stacklevel=4)
+            warnings.warn(f"{record.kind.name}: {record.message}{where}", CompilationWarning, stacklevel=_users_level())
+
+
+def _users_level() -> int:
+    """The stack level of the first frame outside of braintrace, as `warnings.warn` in the caller counts."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _OURS.match(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+_OURS = re.compile(r"braintrace(_\w+)?(\.|$)")
 
 
 def each_once(records: Iterable[CompilationRecord]) -> tuple[CompilationRecord, ...]:

@@ -23,17 +23,19 @@ def structural_findings(
     relations: Sequence[HiddenParamOpRelation],
     perturbation: HiddenPerturbation,
     told: Container[Path | None],
-) -> Iterator[CompilationRecord]:
+) -> tuple[CompilationRecord, ...]:
     """Records about groups, mixing, plain parameters and untouched states, in this order.
 
     A parameter whose path is in `told` needs no further word.
     """
     written = _lines_of_new_states(minfo)
-    yield from _merged_groups(groups, written)
-    yield from _cross_group_memory(minfo, perturbation, written)
-    yield from _position_mixing(relations, perturbation, written)
-    yield from _plain_parameters(minfo, perturbation, told)
-    yield from _untouched_states(model, minfo)
+    return (
+        *_merged_groups(groups, written),
+        *_cross_group_memory(minfo, perturbation, written),
+        *_position_mixing(relations, perturbation, written),
+        *_plain_parameters(minfo, perturbation, told),
+        *_untouched_states(model, minfo),
+    )
 
 
 def _lines_of_new_states(minfo: ModuleInfo) -> dict[Path, str]:

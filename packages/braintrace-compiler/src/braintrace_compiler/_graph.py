@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ._absorption import LinearMemory
 from ._certificate import Certificate, certify
+from ._contracts import ensure_perturbation, ensure_program, ensure_relations
 from ._control_flow import ControlFlowPolicy
 from ._diagnostics import CompilationRecord, DiagnosticKind, Path, emit_warnings, render, select
 from ._drawing import draw_report
@@ -203,13 +204,16 @@ def compile_etrace_graph(
     """
     stages = Stages(callback)
     minfo = stages.run(extract_module_info, model, *args, kwargs=kwargs, control_flow=control_flow)
+    stages.check(ensure_program, minfo)
     groups, hid_path_to_group = stages.run(find_hidden_groups_from_minfo, minfo)
     stages.check(require_reverse_derivatives, minfo)
     found = stages.run(find_relations, minfo, groups)
+    stages.check(ensure_relations, minfo, groups, found)
     stages.check(require_positions, found.transitions, found.relations, on_mixing)
     perturbation = stages.run(perturb, minfo, groups, found)
+    stages.check(ensure_perturbation, minfo, perturbation)
     told = {r.weight_path for r in found.records if r.kind is DiagnosticKind.TIME_VARYING_WEIGHT}
-    findings = structural_findings(model, minfo, groups, found.relations, perturbation, told)
+    findings = stages.check(structural_findings, model, minfo, groups, found.relations, perturbation, told)
     records = (*minfo.records, *found.records, *findings)
     graph = ETraceGraph(minfo, groups, hid_path_to_group, found.relations, perturbation, records)
     print_if_debugging(graph)

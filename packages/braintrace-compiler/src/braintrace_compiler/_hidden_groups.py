@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._diagnostics import Path
+from ._errors import CompilationError
 from ._flow import between, dependence, influence, is_marked, join_bits, numbers, seeds_of
 from ._jaxpr import Jaxpr, JaxprEqn, Var, build_jaxpr, emit, fresh_var, reads, resolve, slice_program, splice
 from ._module_info import ModuleInfo, StateInfo
@@ -158,6 +159,25 @@ def find_hidden_groups_from_minfo(
         members.setdefault(root(i), []).append(state)
     groups = _make_groups(minfo, list(members.values()))
     return groups, {path: group for group in groups for path in group.hidden_paths}
+
+
+def require_groups_of(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> None:
+    """Refuse groups that are not those of this program, every hidden state in one and numbered in order.
+
+    Raises
+    ------
+    CompilationError
+    """
+    grouped = [entry for g in groups for entry in zip(g.hidden_paths, g.hidden_invars, g.hidden_outvars, strict=True)]
+    own = {(s.path, s.invars[0], s.outvars[0]) for s in minfo.hidden}
+    in_order = [g.index for g in groups] == list(range(len(groups)))
+    if set(grouped) != own or len(grouped) != len(own) or not in_order:
+        raise CompilationError(
+            "The hidden groups are not those of this program.",
+            found=f"groups of {[list(g.hidden_paths) for g in groups]}, a program of {[s.path for s in minfo.hidden]}",
+            expected="every hidden state of the program in one group",
+            fix="pass what find_hidden_groups_from_minfo gives for the same ModuleInfo",
+        )
 
 
 def _exchanges(minfo: ModuleInfo) -> list[tuple[int, int]]:

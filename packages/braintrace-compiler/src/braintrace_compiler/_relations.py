@@ -9,7 +9,7 @@ from braintrace_primitives._jax_compat import Primitive
 
 from ._diagnostics import CompilationRecord, Path, each_once
 from ._feeds import Feed, LocalTransition
-from ._hidden_groups import HiddenGroup
+from ._hidden_groups import HiddenGroup, require_groups_of
 from ._jaxpr import Var
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation, find_marked_operations, output_bits
@@ -97,6 +97,7 @@ class Relations(NamedTuple):
 
 def find_relations(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> Relations:
     """The relations of all groups, the local transitions they use, and records of all marked operations."""
+    require_groups_of(minfo, groups)
     operations, skipped = find_marked_operations(minfo)
     found = find_local_transitions(minfo, groups, operations)
     pairs: dict[Var, list[tuple[HiddenGroup, Feed]]] = {}

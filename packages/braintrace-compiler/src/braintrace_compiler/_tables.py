@@ -25,7 +25,9 @@ class Table(NamedTuple):
 
     def _repr_html_(self) -> str:
         def line(cells: Sequence[Any], tag: str) -> str:
-            return "".join(f"<{tag} style='text-align:left'>{html.escape(str(cell))}</{tag}>" for cell in cells)
+            return "".join(
+                f"<{tag} style='text-align:left; padding-right:1em'>{html.escape(str(cell))}</{tag}>" for cell in cells
+            )
 
         body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in self.rows)
         return f"<table><thead><tr>{line(self.header, 'th')}</tr></thead><tbody>{body}</tbody></table>"
