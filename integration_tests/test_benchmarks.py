@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+from benchmarks import compile_time
 from benchmarks.report import curves, figures
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,3 +59,11 @@ def test_operations(tmp_path):
     assert traces["LoRA 20 x 2 x 20, carry_b=False"] == states_and_batch * 2 * 20
     assert traces["conv 3 x 3, 5 x 5 x 2"] == states_and_batch * 5 * 5 * 2 * 3 * 3 * 2
     assert traces["embedding 10 x 2"] == states_and_batch * 10 * 2
+
+
+def test_the_compiler_s_time_by_equations(tmp_path):
+    compile_time.main(["--out", str(tmp_path), "--layers", "2", "4"])
+    header, *rows = (tmp_path / "compile_time.csv").read_text().splitlines()
+    assert header.split(",")[:2] == ["layers", "equations"]
+    assert [row.split(",")[:2] for row in rows] == [["2", "28"], ["4", "56"]]
+    assert (tmp_path / "compile_time.png").read_bytes().startswith(b"\x89PNG")

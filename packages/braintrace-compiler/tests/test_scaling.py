@@ -57,7 +57,7 @@ def test_ten_thousand_equations():
     compiled = graph(Deep(700), jnp.ones(N))
     assert len(compiled.module_info.jaxpr.eqns) > 9000
     assert len(compiled.hidden_param_op_relations) == 700
-    assert time.process_time() - began < 60
+    assert time.process_time() - began < 30
 
 
 def test_threads_do_not_disturb_each_other():
