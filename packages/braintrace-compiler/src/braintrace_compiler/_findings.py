@@ -1,5 +1,7 @@
 """Records about the structure of a step as a whole; those about single operations come with the relations."""
 
+import functools
+import operator
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ from ._certificate import driven_groups, recalled_groups
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
 from ._feeds import FeedKind
 from ._flow import influence, join_bits, numbers, seeds_of
-from ._hidden_groups import HiddenGroup
+from ._hidden_groups import HiddenGroup, recurrent_operations
 from ._jaxpr import build_producer_map, reads, source_line
 from ._module_info import ModuleInfo
 from ._perturbation import HiddenPerturbation
@@ -66,7 +68,7 @@ def _cross_group_memory(
     minfo: ModuleInfo, perturbation: HiddenPerturbation, written: Mapping[Path, str]
 ) -> Iterator[CompilationRecord]:
     groups = [t.group for t in perturbation.transitions]
-    remembering = recalled_groups(minfo, groups)
+    remembering = _of_their_own(minfo, perturbation)
     absorbable = {(m.source.index, m.target.index) for m in perturbation.memories}
     for group, reached in zip(groups, driven_groups(minfo, groups), strict=True):
         targets = tuple(numbers(reached & remembering))
@@ -80,6 +82,15 @@ def _cross_group_memory(
                 hidden_paths=(*group.hidden_paths, *(p for g in targets for p in groups[g].hidden_paths)),
                 context=_at(group, written, hidden_group_indices=(group.index, *targets)),
             )
+
+
+def _of_their_own(minfo: ModuleInfo, perturbation: HiddenPerturbation) -> int:
+    """The groups, as bits, that remember otherwise than through recurrent operations alone."""
+    transitions = perturbation.transitions
+    groups = [t.group for t in transitions]
+    by_position = sum(1 << t.group.index for t in transitions if t.remembers)
+    recurrent = functools.reduce(operator.or_, recurrent_operations(minfo, groups).values(), 0)
+    return by_position | recalled_groups(minfo, groups) & ~recurrent
 
 
 def _unless(group: int, targets: Sequence[int], absorbable: Container[tuple[int, int]]) -> str:
