@@ -30,7 +30,8 @@ NEURONS = {
     "HindmarshRose": ("V", "y", "z"),
 }
 SYNAPSES = {"Expon": u.mS, "Alpha": u.mS, "DualExpon": u.mS, "STP": 1.0, "STD": 1.0}
-QUICK = ("LIFRef", "CubaLIF", "STP")
+KINETIC = {"AMPA": ("g",), "GABAa": ("g",), "BioNMDA": ("x", "g")}
+QUICK = ("LIFRef", "CubaLIF", "STP", "BioNMDA")
 
 
 def marked(names):
@@ -72,6 +73,18 @@ class Projection(Timed):
 
     def step(self, x):
         return jnp.tanh(u.get_mantissa(self.synapse(self.w(x) * self.unit)))
+
+
+class Receptors(Timed):
+    """Kinetic synapses of input spikes, whose times carry no gradient; a weight behind them, and a neuron."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.synapse, self.w, self.neuron = getattr(bps, name)(I), nn.Linear(I, H), bps.LIF(H)
+
+    def step(self, x):
+        spikes = self.neuron(self.w(10 * u.get_mantissa(self.synapse(x > 0))) * u.mA)
+        return spikes + jnp.tanh(u.get_mantissa(self.neuron.V.value) / 10)
 
 
 class Recurrent(Timed):
@@ -121,10 +134,11 @@ def assert_exact(make, groups):
     assert_close(strict, gradients(make, "bptt")[1])
 
 
-def test_every_neuron_is_here():
-    kinds = {name for name, kind in vars(bps).items() if isinstance(kind, type) and issubclass(kind, bps.Neuron)}
+@pytest.mark.parametrize(("base", "here"), [("Neuron", {*NEURONS}), ("Synapse", {*SYNAPSES, *KINETIC})])
+def test_every_model_is_here(base, here):
+    kinds = {n for n, kind in vars(bps).items() if isinstance(kind, type) and issubclass(kind, getattr(bps, base))}
     kinds = {name for name in kinds if name[0].isupper()}  # lower case: models of NEST, in some releases
-    assert kinds - {"Neuron", "NESTNeuron"} == set(NEURONS)
+    assert kinds - {base, f"NEST{base}"} == here
 
 
 @pytest.mark.parametrize("name", marked(NEURONS))
@@ -136,6 +150,11 @@ def test_neurons(name):
 def test_synapses(name):
     groups = {"Alpha": [("h", "g")], "DualExpon": [("g_rise",), ("g_decay",)], "STP": [("u", "x")], "STD": [("x",)]}
     assert_exact(lambda: Projection(name), groups.get(name, [("g",)]))
+
+
+@pytest.mark.parametrize("name", marked(KINETIC))
+def test_kinetic_synapses(name):
+    assert_exact(lambda: Receptors(name), [KINETIC[name], ("V",)])
 
 
 def test_surrogates_of_braintools():
