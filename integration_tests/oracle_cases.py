@@ -132,6 +132,39 @@ def residual(o: View, p: Any, h: Any, x: Any) -> Any:
     return {"a": a, "b": b}, b
 
 
+# Positions
+
+
+def scalar_gain(o: View, p: Any, h: Any, x: Any) -> Any:
+    """One number for all units, without an axis."""
+    v = 0.8 * o.memory(h["v"], "cell") + jnp.tanh(o.element_wise(p["gain"]) * o.matmul(x, p["w"]))
+    return {"v": v}, v
+
+
+def two_states_of_a_group(o: View, p: Any, h: Any, x: Any) -> Any:
+    """One output drives two states that meet position by position."""
+    past, y = o.memory(h, "cell"), o.matmul(x, p["w"])
+    a = 0.9 * past["a"] * (1.0 - smooth(past["b"])) + y
+    b = 0.7 * past["b"] + jnp.tanh(y) + 0.2 * a
+    return {"a": a, "b": b}, a * b
+
+
+def two_groups(o: View, p: Any, h: Any, x: Any) -> Any:
+    """One output drives two states that do not meet."""
+    y = o.matmul(x, p["w"])
+    a = 0.9 * o.memory(h["a"], "one") + jnp.tanh(o.use(y, "one"))
+    b = 0.5 * jnp.tanh(o.memory(h["b"], "two")) + o.use(y, "two")
+    return {"a": a, "b": b}, a * jnp.tanh(b)
+
+
+def other_shapes(o: View, p: Any, h: Any, x: Any) -> Any:
+    """States of other sizes, of which one takes a part of an output, in another order, and one all of it."""
+    y = o.matmul(x, p["w"])
+    wide = 0.9 * o.memory(h["wide"], "one") + jnp.tanh(o.use(y, "one"))
+    narrow = 0.7 * jnp.tanh(o.memory(h["narrow"], "two")) + o.use(y, "two")[..., ::-1][..., :O]
+    return {"wide": wide, "narrow": narrow}, join(wide, narrow) ** 2
+
+
 # Several groups
 
 
@@ -186,6 +219,20 @@ def used_twice(o: View, p: Any, h: Any, x: Any) -> Any:
 def marked_and_plain(o: View, p: Any, h: Any, x: Any) -> Any:
     v = 0.8 * o.memory(h["v"], "cell") + jnp.tanh(o.matmul(x, o.use(p["w"], "cell")))
     return {"v": v}, v * (1.0 + jnp.tanh(o.use(p["w"], "step")).sum())
+
+
+def partially_shared(o: View, p: Any, h: Any, x: Any) -> Any:
+    """Two operations use overlapping parts of one parameter."""
+    y = o.matmul(x, p["w"][:, :H]) + o.matmul(jnp.tanh(x), p["w"][:, 1:])
+    v = 0.8 * o.memory(h["v"], "cell") + jnp.tanh(y)
+    return {"v": v}, v
+
+
+def time_varying(o: View, p: Any, h: Any, x: Any) -> Any:
+    """A weight that the data changes: its credit ends with the step, that of the other does not."""
+    moving = p["w"] * (1.0 + jnp.tanh(x).mean())
+    v = 0.8 * o.memory(h["v"], "cell") + jnp.tanh(o.matmul(x, moving) + o.matmul(x, p["u"]))
+    return {"v": v}, v
 
 
 MASK = np.random.default_rng(5).integers(0, 2, (I + H, H)).astype(float)
@@ -289,6 +336,20 @@ NEURONS = [
     ),
 ]
 
+POSITIONS = [
+    Case("scalar gain", {"w": weight(I, H), "gain": weight()}, V, scalar_gain, {"w": CELL, "gain": CELL}, exact=True),
+    Case("one output, two states", {"w": weight(I, H)}, AB, two_states_of_a_group, {"w": CELL}, exact=True),
+    Case("one output, two groups", {"w": weight(I, H)}, AB, two_groups, {"w": ("one", "two")}, exact=True),
+    Case(
+        "states of other sizes",
+        {"w": weight(I, H)},
+        {"wide": H, "narrow": O},
+        other_shapes,
+        {"w": ("one", "two")},
+        exact=True,
+    ),
+]
+
 LAYERS = [
     Case(
         "two recurrent layers",
@@ -316,6 +377,8 @@ LAYERS = [
 WEIGHTS = [
     *(Case(name, params, V, _leaky(make), dict.fromkeys(params, CELL)) for name, (make, params) in USES.items()),
     Case("used twice", {"w": weight(I, H)}, V, used_twice, {"w": CELL}, exact=True),
+    Case("partially shared", {"w": weight(I, H + 1)}, V, partially_shared, {"w": CELL}, exact=True),
+    Case("time-varying", {"w": weight(I, H), "u": weight(I, H, seed=1)}, V, time_varying, {"w": STEP, "u": CELL}),
     Case("marked and plain", {"w": weight(I, H)}, V, marked_and_plain, {"w": ("cell", "step")}, exact=True),
     Case("shared by layers", {"w": weight(H, H)}, AB, shared_by_layers, {"w": ("one", "two")}),
 ]
@@ -325,4 +388,4 @@ HIDDEN_LOSS = [
     for case in (NEURONS[0], NEURONS[6], LAYERS[0])
 ]
 
-CASES = {case.name: case for case in (*NEURONS, *LAYERS, *WEIGHTS, *HIDDEN_LOSS)}
+CASES = {case.name: case for case in (*NEURONS, *POSITIONS, *LAYERS, *WEIGHTS, *HIDDEN_LOSS)}

@@ -95,7 +95,29 @@ def softmax_input(o, p, h, x):
     return {"v": v}, v**2
 
 
+def pooled_input(o, p, h, x):
+    y = o.matmul(x, p["w"])
+    v = 0.8 * o.memory(h["v"], "cell") + jnp.tanh(0.6 * y + 0.4 * jnp.roll(y, 1, -1))
+    return {"v": v}, v**2
+
+
+DENSE = jnp.asarray(0.4 * np.random.default_rng(3).normal(size=(H, H)))
+
+
+def dense_input(o, p, h, x):
+    v = 0.8 * o.memory(h["v"], "cell") + jnp.tanh(o.matmul(x, p["w"]) @ DENSE.astype(x.dtype))
+    return {"v": v}, v**2
+
+
+def dense_memory(o, p, h, x):
+    v = jnp.tanh(o.memory(h["v"], "cell") @ DENSE.astype(x.dtype)) + o.matmul(x, p["w"])
+    return {"v": v}, v**2
+
+
 MIXING = {
+    "pooling": Case("pooling", {"w": weight(I, H)}, V, pooled_input, {"w": CELL}),
+    "plain dense": Case("plain dense", {"w": weight(I, H)}, V, dense_input, {"w": CELL}),
+    "plain dense in memory": Case("plain dense in memory", {"w": weight(I, H)}, V, dense_memory, {"w": CELL}),
     "LayerNorm": Case("LayerNorm", {"w": weight(I, H)}, V, normalised, {"w": CELL}),
     "softmax": Case("softmax", {"w": weight(I, H)}, V, softmax_input, {"w": CELL}),
 }
@@ -136,6 +158,16 @@ def test_mixed_positions_follow_the_true_diagonal(name):
         expected = formula(case, data)
         assert_close(sequence_gradient(case, learner, data), expected)
         assert relative_error(expected["w"], gradient(case, data, None)["w"]) > 0.03
+
+
+@pytest.mark.parametrize("name", ["softmax", "plain dense in memory"])
+@pytest.mark.filterwarnings("ignore:POSITION_MIXING")
+def test_mixing_is_exact_for_an_algorithm_that_keeps_everything(name):
+    case = MIXING[name]
+    with precision("float64"):
+        data = make_data(case, I, T, (), "float64")
+        learner = learn(case, data, "rtrl", on_mixing="exact")
+        assert_close(sequence_gradient(case, learner, data), gradient(case, data, None))
 
 
 @pytest.mark.parametrize("vmap", [False, True])

@@ -8,7 +8,10 @@ from online import assert_close, learn, precision, sequence_gradient, stepwise_g
 from oracle_cases import CASES, HIDDEN_LOSS, LAYERS, NEURONS, I
 from oracles import Data, gradient, make_data, relative_error, strict_gradient
 
-pytestmark = pytest.mark.filterwarnings("ignore:PLAIN_PARAMETER_TEMPORAL")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:PLAIN_PARAMETER_TEMPORAL"),
+    pytest.mark.filterwarnings("ignore:TIME_VARYING_WEIGHT"),
+]
 
 T, B = 6, 3
 DYNAMICS = [case.name for case in (*NEURONS, *LAYERS, *HIDDEN_LOSS)]

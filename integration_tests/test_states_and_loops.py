@@ -85,6 +85,30 @@ def test_columns_of_one_state_are_states(name, batch, vmap, algorithm):
     np.testing.assert_allclose(found, gradient(apart(), algorithm, batch, **options), rtol=1e-5)
 
 
+LAYOUTS = {
+    "batch last": (lambda v: v.T, lambda v: v.T),
+    "batch inside": (lambda v: jnp.moveaxis(v.reshape(B, 1, H), 0, 1), lambda v: v.reshape(B, H)),
+    "two axes of units": (lambda v: v.reshape(B, H, 1), lambda v: v.reshape(B, H)),
+    "reversed": (lambda v: v[:, ::-1], lambda v: v[:, ::-1]),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_states_may_be_laid_out_in_any_way(name):
+    inwards, outwards = LAYOUTS[name]
+
+    def step(m: Any, x: Any) -> Any:
+        g, v = update(outwards(m.g.value), outwards(m.v.value), x, m.w.value)
+        m.g.value, m.v.value = inwards(g), inwards(v)
+        return v
+
+    def make(batch: Any) -> Any:
+        return {n: brainstate.HiddenState(inwards(jnp.zeros((*batch, H)))) for n in "gv"}
+
+    found, expected = (gradient(model, batch=(B,)) for model in (Written(make, step, I + H), apart()))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def integrator(advance: Any) -> Written:
     def step(m: Any, x: Any) -> Any:
         m.v.value = advance(m.v.value, x, m.w.value)
