@@ -53,6 +53,11 @@ def mixing(m: Any, x: Any) -> Any:
     return m.v.value
 
 
+def also_unmarked(m: Any, x: Any) -> Any:
+    m.v.value = 0.9 * m.v.value + jnp.tanh(matmul(x, m.w.value)) + jnp.sin(x @ m.w.value)
+    return m.v.value
+
+
 def varying(m: Any, x: Any) -> Any:
     y = matmul(x, jnp.cos(x.sum()) * m.w.value)
     m.v.value = 0.9 * m.v.value + jnp.tanh(y + matmul(jnp.tile(x, H)[:H], m.u.value))
@@ -71,6 +76,7 @@ OMITS = {
     Omission.POSITION_MIXING: mixing,
     Omission.TIME_VARYING_WEIGHT: varying,
     Omission.NOT_CARRIED: thrifty,
+    Omission.UNTRACED_USE: also_unmarked,
 }
 
 

@@ -198,6 +198,8 @@ def test_absorbed_memory_is_no_longer_cut(name):
     step, states, cuts = CASES[name]
     model = Model(step, states, cuts)
     learner, grads = learnt(model)
+    told = sum(o["trace_bytes"] for o in learner.report.operations)
+    assert told == sum(leaf.nbytes for leaf in jax.tree.leaves(learner.etraces.value))
     for weight, cut in cuts.items():
         assert error(grads[weight], oracle(model, weight, cut)) < 1e-10, weight
     for certificate in learner.graph.certificates(learner.plan.memories):

@@ -90,6 +90,17 @@ def test_time_varying_weights():
     assert ["its bias ('b',)" in r.message for r in records] == [True, False]
 
 
+def test_a_parameter_that_is_also_used_unmarked():
+    """Where that feeds memory its credit ends with the step; a readout has none to miss."""
+
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + matmul(x, m.w.value) + jnp.sin(x @ m.w.value) + matmul(x, m.u.value)
+        return m.v.value @ m.u.value.T
+
+    model = Model(step, {"w": array(I, H), "u": array(I, H)}, {"v": array(H)})
+    assert omissions_of_mixing(model) == {"w": ["UNTRACED_USE"], "u": []}
+
+
 def omissions_of_mixing(model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

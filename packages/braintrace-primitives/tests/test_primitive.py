@@ -65,6 +65,28 @@ def test_mapped_axes_are_counted_and_survive():
     assert jnp.allclose(got, xs.transpose(1, 0, 2)[..., None] + 1)
 
 
+@pytest.mark.parametrize(
+    ("axes", "names"),
+    [
+        ((0, 0, 0), ["etp_einsum", "etp_elemwise"]),
+        ((None, 2, 1), ["etp_einsum", "etp_elemwise"]),
+        ((1, 0, None), ["etp_einsum", "etp_elemwise"]),
+        ((None, None, 0), ["etp_einsum", "etp_elemwise"]),
+        ((1, None, None), ["etp_mm"]),
+    ],
+)
+def test_products_with_mapped_weights_stay_marked(axes, names):
+    operands = [
+        draw(shape if axis is None else (*shape[:axis], 4, *shape[axis:]), jnp.float32)
+        for shape, axis in zip([(5, 2), (2, 3), (3,)], axes, strict=True)
+    ]
+    f = jax.vmap(bp.matmul, axes)
+    assert [e.primitive.name for e in eqns_of(f, *operands)] == names
+    assert jnp.allclose(f(*operands), jax.vmap(lambda x, w, b: x @ w + b, axes)(*operands), rtol=1e-5)
+    grouped = jax.vmap(lambda x, w, b: bp.grouped_matmul(x[:, None], w[None], b[None])[:, 0], axes)
+    assert jnp.allclose(f(*operands), grouped(*operands), rtol=1e-5)
+
+
 def test_mapped_weight_falls_back_to_plain_jax():
     weights = draw((4, 3), jnp.float32)
     f = jax.vmap(lambda w: outer(jnp.arange(2.0), w, jnp.zeros((2, 3))))

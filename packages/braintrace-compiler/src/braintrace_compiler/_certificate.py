@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ._absorption import LinearMemory, absorbed_groups
+from ._diagnostics import Path
 from ._feeds import FeedKind, LocalTransition
 from ._flow import influence, join_bits, numbers, seeds_of
 from ._hidden_groups import HiddenGroup, recurrent_operations
-from ._jaxpr import Var
+from ._jaxpr import Jaxpr, Var
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation, time_varying_operations
 from ._reach import reach_of
@@ -32,6 +33,8 @@ class Omission(enum.Enum):
     """The operation was told to keep no trace of one of its weights, such as `lora_matmul` with ``carry_b=False``."""
     TIME_VARYING_WEIGHT = "time-varying weight"
     """The weight depends on data or state: no trace follows it, nor a bias beside it."""
+    UNTRACED_USE = "untraced use"
+    """A parameter of the weight also feeds memory where no trace follows: unmarked, or in a weight that varies."""
 
 
 class Certificate(NamedTuple):
@@ -70,9 +73,13 @@ def certify(
     operations: Sequence[MarkedOperation],
     relations: Sequence[HiddenParamOpRelation],
     transitions: Sequence[LocalTransition],
+    program: Jaxpr,
     absorbed: Sequence[LinearMemory] = (),
 ) -> tuple[Certificate, ...]:
-    """The certificate of each marked operation, in the order of `operations`; those of time-varying weights last."""
+    """The certificate of each marked operation, in the order of `operations`; those of time-varying weights last.
+
+    `program` is the perturbed step, in which the weights of `operations` are inputs.
+    """
     mixing = _union(recurrent_operations(minfo, groups).values())
     remembering = recalled_groups(minfo, groups)
     taken = [bits & ~mixing for bits in absorbed_groups(minfo, groups, transitions, absorbed)]
@@ -80,6 +87,8 @@ def certify(
     relation_of = {use.y_var: r for r in relations for use in r.uses}
     reach = reach_of(minfo, operations, {y_var: r.hidden_groups for y_var, r in relation_of.items()})
     mixed = _bits(t.group.index for t in transitions if t.mixes)
+    lasting = {path for g in groups if remembering >> g.index & 1 for path in g.hidden_paths}
+    besides = {path for path, fed in untraced_feeds(minfo, program).items() if lasting.intersection(fed)}
 
     certificates = []
     for k, operation in enumerate(operations):
@@ -101,14 +110,26 @@ def certify(
             found.append(Omission.POSITION_MIXING)
         if own & remembering and operation.spec.trace_rule.uncarried(operation.eqn.params):
             found.append(Omission.NOT_CARRIED)
+        if besides.intersection(operation.parameter_paths):
+            found.append(Omission.UNTRACED_USE)
         mine = tuple(m for m in absorbed if own >> m.source.index & 1)
         certificates.append(Certificate(operation, tuple(found), mine))
     for operation in time_varying_operations(minfo):
         reached = influence(minfo.jaxpr.eqns, {operation.y_var: 1})
-        lasting = [v for g in groups if remembering >> g.index & 1 for v in g.hidden_outvars]
-        found = (Omission.TIME_VARYING_WEIGHT,) if join_bits(reached, lasting) else ()
+        memory = [v for g in groups if remembering >> g.index & 1 for v in g.hidden_outvars]
+        found = (Omission.TIME_VARYING_WEIGHT,) if join_bits(reached, memory) else ()
         certificates.append(Certificate(operation, found))
     return tuple(certificates)
+
+
+def untraced_feeds(minfo: ModuleInfo, program: Jaxpr) -> dict[Path, tuple[Path, ...]]:
+    """The hidden states that parameters still reach in `program`, where the weights of all operations are inputs."""
+    outputs = iter(program.outvars[len(minfo.out_outvars) :])
+    new = {s.path: [next(outputs) for _ in s.outvars] for s in minfo.states}
+    feeding = influence(program.eqns, seeds_of(p.invars for p in minfo.parameters))
+    into = {s.path: join_bits(feeding, new[s.path]) for s in minfo.hidden}
+    fed = {p.path: tuple(path for path, bits in into.items() if bits >> k & 1) for k, p in enumerate(minfo.parameters)}
+    return {path: states for path, states in fed.items() if states}
 
 
 def recalled_groups(minfo: ModuleInfo, groups: Sequence[HiddenGroup]) -> int:

@@ -7,10 +7,10 @@ from typing import Any
 
 import brainstate
 
-from ._certificate import driven_groups, recalled_groups
+from ._certificate import driven_groups, recalled_groups, untraced_feeds
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
 from ._feeds import FeedKind
-from ._flow import influence, join_bits, numbers, seeds_of
+from ._flow import numbers
 from ._hidden_groups import HiddenGroup, recurrent_operations
 from ._jaxpr import build_producer_map, reads, source_line
 from ._module_info import ModuleInfo
@@ -130,15 +130,10 @@ def _plain_parameters(
     minfo: ModuleInfo, perturbation: HiddenPerturbation, told: Container[Path | None]
 ) -> Iterator[CompilationRecord]:
     """Parameters that still reach hidden states once the weights of all operations have become inputs."""
-    program = perturbation.full.jaxpr
-    first = len(minfo.out_outvars)
-    outputs = iter(program.outvars[first:])
-    new = {s.path: [next(outputs) for _ in s.outvars] for s in minfo.states}
-    feeding = influence(program.eqns, seeds_of(p.invars for p in minfo.parameters))
-    into = {s.path: join_bits(feeding, new[s.path]) for s in minfo.hidden}
     reader = {v: eqn for eqn in reversed(minfo.jaxpr.eqns) for v in reads(eqn)}
-    for k, parameter in enumerate(minfo.parameters):
-        fed = tuple(path for path, bits in into.items() if bits >> k & 1)
+    fed_by = untraced_feeds(minfo, perturbation.full.jaxpr)
+    for parameter in minfo.parameters:
+        fed = fed_by.get(parameter.path)
         if fed and parameter.path not in told:
             yield CompilationRecord(
                 DiagnosticKind.PLAIN_PARAMETER_TEMPORAL,

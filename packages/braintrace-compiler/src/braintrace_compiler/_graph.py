@@ -81,6 +81,7 @@ class ETraceGraph(NamedTuple):
             perturb.operations,
             self.hidden_param_op_relations,
             perturb.transitions,
+            perturb.full.jaxpr,
             absorbed,
         )
 

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from ._trace_rule import GenericTraceRule, TraceRule
 from ._units import is_quantity
 
 TrainableInvars = Callable[[Mapping[str, Any]], dict[str, int]]
+MappedForm = Callable[[Sequence[Any], Sequence[int | None], Mapping[str, Any]], tuple[Any, int]]
 
 
 class ETPPrimitive(Primitive):
@@ -23,8 +24,8 @@ class ETPPrimitive(Primitive):
 
     Evaluation, abstract evaluation, lowering, differentiation and transposition are those of the
     implementation. The forward pass keeps the primitive under `jax.jvp` and `jax.grad`; tangents are plain
-    JAX. Under `jax.vmap` it is kept where only the input is mapped; where a weight is mapped, plain JAX takes
-    over.
+    JAX. Under `jax.vmap` it is kept where only the input is mapped; where a weight is mapped, `of_mapped_weights`
+    takes over, or plain JAX.
 
     Made by `register_primitive`; calling it binds it.
 
@@ -42,6 +43,8 @@ class ETPPrimitive(Primitive):
     leading_axes : bool
         Whether the implementation takes any number of leading axes on its input. Otherwise mapped axes are
         counted by the equation parameter ``batch_axes``.
+    of_mapped_weights : callable, optional
+        ``(operands, their mapped axes or None, params) -> (result, mapped axis)`` where a weight is mapped.
     """
 
     def __init__(
@@ -53,12 +56,14 @@ class ETPPrimitive(Primitive):
         x_invar_index: int | None,
         batched_form: "ETPPrimitive | None" = None,
         leading_axes: bool = False,
+        of_mapped_weights: MappedForm | None = None,
     ):
         super().__init__(name)
         self.implementation = implementation
         self._operand_count = operand_count
         self._x_invar_index = x_invar_index
         self._batched_form = batched_form or (self if leading_axes else None)
+        self._of_mapped_weights = of_mapped_weights
         self.def_impl(self.evaluate)
         self.def_abstract_eval(self._abstract_eval)
         mlir.register_lowering(self, mlir.lower_fun(self.evaluate, multiple_results=False))
@@ -132,6 +137,8 @@ class ETPPrimitive(Primitive):
     def _batch(self, operands, axes, **params):
         x = self._x_invar_index
         if x is None or axes[x] is None or any(a is not None for i, a in enumerate(axes) if i != x):
+            if self._of_mapped_weights is not None:
+                return self._of_mapped_weights(operands, axes, params)
             return jax.vmap(functools.partial(self.evaluate, **params), in_axes=tuple(axes))(*operands), 0
         operands = list(operands)
         operands[x] = jnp.moveaxis(operands[x], axes[x], 0)
@@ -213,6 +220,7 @@ def register_primitive(
     batched: bool = False,
     batched_form: ETPPrimitive | None = None,
     leading_axes: bool = False,
+    of_mapped_weights: MappedForm | None = None,
     check_linear: tuple[Any, ...] | None = None,
 ) -> ETPPrimitive:
     """Turn a function into an ETP primitive: traceable, batchable, differentiable and trainable online.
@@ -240,6 +248,9 @@ def register_primitive(
     leading_axes : bool
         Whether `fn` takes any number of leading axes on its input. Otherwise `jax.vmap` maps `fn` itself and
         counts the mapped axes in the equation parameter ``batch_axes``.
+    of_mapped_weights : callable, optional
+        ``(operands, axes, params) -> (result, axis)``: the operation where `jax.vmap` maps a weight, each operand along
+        its axis or not at all (None), in marked operations. Without it the mark is lost there.
     check_linear : tuple of arrays, optional
         Example operands on which linearity in the weights is checked numerically.
 
@@ -293,6 +304,7 @@ def register_primitive(
         x_invar_index=x_invar_index,
         batched_form=batched_form,
         leading_axes=leading_axes,
+        of_mapped_weights=of_mapped_weights,
     )
     weight_index = next(iter(trainables({}).values()))
     _SPECS[primitive] = ETPPrimitiveSpec(

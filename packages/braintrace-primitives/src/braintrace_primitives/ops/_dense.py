@@ -1,11 +1,12 @@
 """Dense products: ``y = x @ weight + bias`` with any number of leading axes on x."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from braintrace_primitives._primitive import register_primitive, trainables_with_bias
 
+from ._einsum import einsum_of_copies
 from ._operands import applied, linear_operands, require_bias, require_rank, require_trailing
 from ._product import Equation, ProductTraceRule
 
@@ -17,10 +18,15 @@ def _matmul(x, weight, bias=None, *, has_bias):
     return y if bias is None else y + bias
 
 
+def _equation(params: Mapping[str, Any]) -> Equation:
+    return Equation("i", "io", "o")
+
+
 _register = functools.partial(
     register_primitive,
     trainable_invars=trainables_with_bias(weight=1),
-    trace_rule=functools.partial(ProductTraceRule, equation=lambda params: Equation("i", "io", "o")),
+    trace_rule=functools.partial(ProductTraceRule, equation=_equation),
+    of_mapped_weights=functools.partial(einsum_of_copies, equation=_equation),
 )
 
 etp_mm_p = _register("etp_mm", _matmul, batched=True, leading_axes=True)

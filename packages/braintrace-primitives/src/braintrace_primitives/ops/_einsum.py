@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from braintrace_primitives._errors import OperandError
 from braintrace_primitives._primitive import register_primitive
 
+from ._elementwise import etp_elemwise_p
 from ._operands import applied, describe, linear_operands
 from ._product import Equation, ProductTraceRule
 
@@ -26,12 +27,35 @@ def _equation_of(params: Mapping[str, Any]) -> Equation:
     return Equation(*params["equation"])
 
 
+def einsum_of_copies(operands, axes, params, *, equation: Callable[[Mapping[str, Any]], Equation]):
+    """Copies of a product, each with its own weight or bias: one einsum with an axis of copies, and a marked bias.
+
+    `equation` is that of the product, whose operands are (x, weight) or (x, weight, bias).
+    """
+    (x, w, *bias), (x_axis, w_axis, *bias_axis) = operands, axes
+    single = equation(params)
+    copies = single.spare()[0]
+    lead = x.ndim - len(single.x) - (x_axis is not None)
+    x_letters, w_letters = single.x, single.weight
+    if x_axis is not None:
+        x, x_letters = jnp.moveaxis(x, x_axis, lead), copies + x_letters
+    if w_axis is not None:
+        w, w_letters = jnp.moveaxis(w, w_axis, 0), copies + w_letters
+    many = x_axis is not None or w_axis is not None
+    y = etp_einsum_p.bind(x, w, equation=(x_letters, w_letters, copies + single.y if many else single.y))
+    for b, axis in zip(bias, bias_axis, strict=True):
+        b = etp_elemwise_p.bind(b if axis is None else jnp.moveaxis(b, axis, 0))
+        y = (y if many else jnp.expand_dims(y, lead)) + b
+    return y, lead
+
+
 etp_einsum_p = register_primitive(
     "etp_einsum",
     _einsum,
     trainable_invars={"weight": 1},
     trace_rule=functools.partial(ProductTraceRule, equation=_equation_of),
     leading_axes=True,
+    of_mapped_weights=functools.partial(einsum_of_copies, equation=_equation_of),
 )
 
 

@@ -43,12 +43,18 @@ def _identity(weight):
     return weight
 
 
+def _stacked(operands, axes, params):
+    """The weights of all copies are one weight."""
+    return etp_elemwise_p.bind(jnp.moveaxis(operands[0], axes[0], 0)), 0
+
+
 etp_elemwise_p = register_primitive(
     "etp_elemwise",
     _identity,
     trainable_invars={"weight": 0},
     x_invar_index=None,
     trace_rule=ElementwiseTraceRule,
+    of_mapped_weights=_stacked,
 )
 
 

@@ -1,13 +1,14 @@
 """Block-diagonal products: G independent dense products side by side."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from braintrace_primitives._primitive import register_primitive, trainables_with_bias
 
+from ._einsum import einsum_of_copies
 from ._operands import applied, linear_operands, require_bias, require_rank, require_trailing
 from ._product import Equation, ProductTraceRule
 
@@ -19,10 +20,15 @@ def _grouped_matmul(x, weight, bias=None, *, has_bias):
     return y if bias is None else y + bias
 
 
+def _equation(params: Mapping[str, Any]) -> Equation:
+    return Equation("gk", "gkn", "gn")
+
+
 _register = functools.partial(
     register_primitive,
     trainable_invars=trainables_with_bias(weight=1),
-    trace_rule=functools.partial(ProductTraceRule, equation=lambda params: Equation("gk", "gkn", "gn")),
+    trace_rule=functools.partial(ProductTraceRule, equation=_equation),
+    of_mapped_weights=functools.partial(einsum_of_copies, equation=_equation),
 )
 
 etp_gmm_p = _register("etp_gmm", _grouped_matmul, batched=True, leading_axes=True)
