@@ -23,6 +23,8 @@ from ._certificate import Certificate as Certificate
 from ._certificate import Omission as Omission
 from ._constant_factors import factored_states as factored_states
 from ._control_flow import ControlFlowPolicy as ControlFlowPolicy
+from ._dependence import StepStructure as StepStructure
+from ._dependence import step_structure as step_structure
 from ._derivatives import differentiate as differentiate
 from ._derivatives import true_diagonals as true_diagonals
 from ._diagnostics import CompilationRecord as CompilationRecord

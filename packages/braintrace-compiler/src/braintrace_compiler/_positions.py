@@ -40,7 +40,7 @@ from ._positions_labels import Gather, RelationTable, Scatter, Whole, join, no_l
 from ._positions_loops import LOOPS, loop_sources, loop_targets
 from ._positions_relations import known_relations, mixing
 
-_TRANSPARENT = (jit_p, remat_p, closed_call_p, cond_p)
+TRANSPARENT = (jit_p, remat_p, closed_call_p, cond_p)
 _MAX_DEPTH = 2  # a pullback may hold custom rules of its own, but not itself
 
 Known = Mapping[Var, Any] | Constants | None
@@ -140,14 +140,14 @@ def _is_inexact(atom: Any) -> bool:
     return jax.numpy.issubdtype(atom.aval.dtype, np.inexact)
 
 
-def _carries(atom: Any) -> bool:
+def carries(atom: Any) -> bool:
     """Whether a derivative can pass through `atom`."""
     return not isinstance(atom, Literal) and _is_inexact(atom)
 
 
 def _merge(env: _Env, atoms: Sequence[Any], labels: _Labels) -> None:
     for atom, new in zip(atoms, labels, strict=True):
-        if new is not None and _carries(atom):
+        if new is not None and carries(atom):
             env[atom] = join(env.get(atom), new)
 
 
@@ -155,7 +155,7 @@ def _look_up(env: _Env, atoms: Sequence[Any]) -> _Labels:
     return [None if isinstance(atom, Literal) else env.get(atom) for atom in atoms]
 
 
-class _Body(NamedTuple):
+class Body(NamedTuple):
     """A program that an equation runs as it is: values of its leading inputs, operands of the others."""
 
     program: Jaxpr
@@ -170,8 +170,8 @@ def _targets(jaxpr: Jaxpr, out_labels: _Labels, constants: Constants, depth: int
         outs = _look_up(env, eqn.outvars)
         if all(labels is None for labels in outs):
             continue
-        if eqn.primitive in _TRANSPARENT:
-            for body in _bodies(eqn):
+        if eqn.primitive in TRANSPARENT:
+            for body in called_bodies(eqn):
                 inner = _targets(body.program, outs, constants.enter(*body), depth)
                 _merge(env, body.operands, inner[len(body.consts) :])
             continue
@@ -179,10 +179,10 @@ def _targets(jaxpr: Jaxpr, out_labels: _Labels, constants: Constants, depth: int
             found = loop_targets(eqn, outs, constants, lambda body, labels, known: _targets(body, labels, known, depth))
             _merge(env, [eqn.invars[i] for i in found], list(found.values()))
             continue
-        for (i, j), relation in _relations(eqn, constants, depth).items():
+        for (i, j), relation in relations(eqn, constants, depth).items():
             operand: Any = eqn.invars[i]
             labels = outs[j]
-            if labels is not None and _carries(operand):
+            if labels is not None and carries(operand):
                 _merge(env, [operand], [relation.backward(labels, operand.aval.shape)])
     return _look_up(env, jaxpr.invars)
 
@@ -194,8 +194,8 @@ def _sources(jaxpr: Jaxpr, in_labels: _Labels, constants: Constants, depth: int)
         ins = _look_up(env, eqn.invars)
         if all(labels is None for labels in ins):
             continue
-        if eqn.primitive in _TRANSPARENT:
-            for body in _bodies(eqn):
+        if eqn.primitive in TRANSPARENT:
+            for body in called_bodies(eqn):
                 inner = [None] * len(body.consts) + _look_up(env, body.operands)
                 _merge(env, eqn.outvars, _sources(body.program, inner, constants.enter(*body), depth))
             continue
@@ -203,21 +203,22 @@ def _sources(jaxpr: Jaxpr, in_labels: _Labels, constants: Constants, depth: int)
             found = loop_sources(eqn, ins, constants, lambda body, labels, known: _sources(body, labels, known, depth))
             _merge(env, [eqn.outvars[j] for j in found], list(found.values()))
             continue
-        for (i, j), relation in _relations(eqn, constants, depth).items():
+        for (i, j), relation in relations(eqn, constants, depth).items():
             result: Any = eqn.outvars[j]
             labels = ins[i]
-            if labels is not None and _carries(result):
+            if labels is not None and carries(result):
                 _merge(env, [result], [relation.forward(labels, result.aval.shape)])
     return _look_up(env, jaxpr.outvars)
 
 
-def _bodies(eqn: JaxprEqn) -> list[_Body]:
+def called_bodies(eqn: JaxprEqn) -> list[Body]:
     """The body of a call, the branches of a ``cond``."""
     operands = eqn.invars[1:] if eqn.primitive is cond_p else eqn.invars
-    return [_Body(*make_jaxpr_without_consts(body), operands) for _, body in sub_jaxprs(eqn)]
+    return [Body(*make_jaxpr_without_consts(body), operands) for _, body in sub_jaxprs(eqn)]
 
 
-def _relations(eqn: JaxprEqn, constants: Constants, depth: int) -> RelationTable:
+def relations(eqn: JaxprEqn, constants: Constants, depth: int = 0) -> RelationTable:
+    """How elements of the inputs of an equation relate to those of its outputs, by (input, output) number."""
     table = known_relations(eqn, constants)
     if table is not None:
         return table

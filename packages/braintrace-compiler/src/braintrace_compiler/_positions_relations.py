@@ -231,8 +231,28 @@ def _scatter(eqn: JaxprEqn, constants: Constants) -> RelationTable:
     return {(0, 0): Gather(np.where(untouched, _numbered(eqn.invars[0].aval), -1)), (2, 0): updates}
 
 
+def _destinations(eqn: JaxprEqn, constants: Constants) -> Relation:
+    """Where each update of a scatter goes, several to one place too: the transpose of adding reads numbers back."""
+    operand, update = eqn.invars[0].aval, eqn.invars[2].aval
+    indices = constants.value(eqn.invars[1])
+    if indices is None or operand.size >= 2**24:  # single precision tells no more numbers apart
+        return Whole.MIXING
+    params = {name: eqn.params[name] for name in ("dimension_numbers", "mode")}
+
+    def add(updates: Any) -> Any:
+        return lax.scatter_add(jax.numpy.zeros(operand.shape, np.float32), indices, updates, **params)
+
+    def read() -> Any:
+        (found,) = jax.linear_transpose(add, jax.ShapeDtypeStruct(update.shape, np.float32))(
+            jax.numpy.asarray(_numbered(operand) + 1, np.float32)
+        )
+        return found
+
+    return Scatter(at_compile_time(read).astype(np.int64) - 1)
+
+
 def _scatter_into(eqn: JaxprEqn, constants: Constants) -> RelationTable:
-    return {(0, 0): Whole.SAME, (2, 0): _landing(eqn, constants)[1]}
+    return {(0, 0): Whole.SAME, (2, 0): _destinations(eqn, constants)}
 
 
 def _family(names: str, rule: Rule) -> dict[Any, Rule]:

@@ -71,6 +71,7 @@ from braintrace_compiler import PerturbedStep as PerturbedStep
 from braintrace_compiler import StateInfo as StateInfo
 from braintrace_compiler import StateKind as StateKind
 from braintrace_compiler import StepModule as StepModule
+from braintrace_compiler import StepStructure as StepStructure
 from braintrace_compiler import Table as Table
 from braintrace_compiler import add_hidden_perturbation_from_minfo as add_hidden_perturbation_from_minfo
 from braintrace_compiler import add_hidden_perturbation_from_module as add_hidden_perturbation_from_module
@@ -88,6 +89,7 @@ from braintrace_compiler import is_data as is_data
 from braintrace_compiler import live_states as live_states
 from braintrace_compiler import readable_bytes as readable_bytes
 from braintrace_compiler import states_read as states_read
+from braintrace_compiler import step_structure as step_structure
 from braintrace_compiler import trace_var_to_param as trace_var_to_param
 from braintrace_compiler import true_diagonals as true_diagonals
 from braintrace_primitives import ETP_PRIMITIVES as ETP_PRIMITIVES

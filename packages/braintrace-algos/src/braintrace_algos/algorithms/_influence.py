@@ -59,14 +59,21 @@ class SnAp(OnlineLearner):
     with P_n the pattern of units that the parameter reaches in n steps; the states of a unit belong together. n = 1
     keeps the units that it drives at once (the trace of D-RTRL, but with each unit's influence on itself through the
     recurrent matrix, and with q in full), and is exact where units do not talk to each other.
-    With a dense recurrence n = 2 is RTRL already. The masked influence is stored dense.
+    With a dense recurrence n = 2 is RTRL already.
+
+    The pattern follows from the structure of the step: sparse products, masks on weights, convolutions. Only what it
+    keeps is stored, B · nnz_n numbers and what fills up blocks of different sizes; the report says how many, and
+    `memory_report` their bytes. Weights that reach the same units share a block of units by weights, so that a step
+    costs nnz_n times the units of a block, and as many reverse passes as it takes to tell the derivatives between
+    units of a block apart: a few where the recurrence is sparse, one for each unit where it is dense. With everything
+    within reach there is one block, and the cost is that of RTRL without windows.
 
     Parameters
     ----------
     n : int
         Order, at least 1.
     limit : int
-        Largest number of elements of C.
+        Largest number of influences to carry; beyond it compiling is refused with the numbers.
     **options
         Of `OnlineLearner`.
 

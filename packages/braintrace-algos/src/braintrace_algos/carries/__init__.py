@@ -3,8 +3,8 @@
 from ._base import Carry as Carry
 from ._factored import FactoredCarry as FactoredCarry
 from ._influence import InfluenceCarry as InfluenceCarry
-from ._influence import NeighbourhoodCarry as NeighbourhoodCarry
 from ._influence import SketchCarry as SketchCarry
+from ._neighbourhood import NeighbourhoodCarry as NeighbourhoodCarry
 from ._synthetic import SyntheticCarry as SyntheticCarry
 from ._synthetic import SyntheticGradient as SyntheticGradient
 from ._synthetic import train_synthetic_gradient as train_synthetic_gradient

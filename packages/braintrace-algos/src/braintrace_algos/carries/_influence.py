@@ -1,6 +1,6 @@
-"""The influence of every parameter on every hidden state: exact, masked to a neighbourhood, or of random rank one.
+"""The influence of every parameter on every hidden state: exact, or of random rank one.
 
-All three follow the same window. With e the state at the exit of a window as a function of the parameters θ and of
+Both follow the same window. With e the state at the exit of a window as a function of the parameters θ and of
 the state at its entry h,
 
     dl/dθ  =  ∂l/∂θ |_h  +  ∂l/∂h · C            C  <-  ∂e/∂θ |_h  +  ∂e/∂h · C
@@ -42,6 +42,11 @@ class Replay(NamedTuple):
     args: list[Any]
 
 
+def replay(plan: Plan, result: StepResult) -> Replay:
+    """What is kept of a step."""
+    return jax.lax.stop_gradient(Replay(operation_inputs(plan, result), result.before, result.args))
+
+
 class InfluenceCarry(Carry):
     """The carry of RTRL: C = ∂h/∂θ in full, N_h · |θ| numbers for each copy.
 
@@ -60,7 +65,7 @@ class InfluenceCarry(Carry):
         self.limit = limit
 
     def observe(self, plan: Plan, result: StepResult) -> Replay:
-        return jax.lax.stop_gradient(Replay(operation_inputs(plan, result), result.before, result.args))
+        return replay(plan, result)
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         n, leaves = state_size(plan), plan.parameter_avals()
@@ -74,7 +79,7 @@ class InfluenceCarry(Carry):
                 expected=f"at most {self.limit:,} elements (option `limit`)",
                 fix="use a smaller model, another algorithm, or vmap=True where batch_size is what makes it large",
             )
-        return [jnp.zeros((n, *leaf.shape), dtype or leaf.dtype) for leaf in leaves]
+        return [jnp.zeros((n, *leaf.shape), dtype or at_least_single(leaf.dtype)) for leaf in leaves]
 
     def window(
         self,
@@ -90,8 +95,9 @@ class InfluenceCarry(Carry):
         return Folded(list(window.tape.x), list(window.b), [{} for _ in plan.operations], new, past)
 
     def past(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> list[Any]:
-        flat = jnp.concatenate([signals[g].reshape(-1) for g in plan.traced])
-        return [jnp.tensordot(flat.astype(C.dtype), C, 1) for C in carry]
+        flat = flat_signals(plan, signals)
+        leaves = zip(carry, plan.parameter_avals(), strict=True)
+        return [jnp.tensordot(flat.astype(C.dtype), C, 1).astype(leaf.dtype) for C, leaf in leaves]
 
     def advance(self, plan: Plan, tape: Replay, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         return self._through(plan, jax.tree.map(lambda v: v[None], tape), carry, theta)
@@ -100,37 +106,9 @@ class InfluenceCarry(Carry):
         exit, entry = exit_function(plan, tape)
         of_theta, of_entry = jax.jacrev(exit, argnums=(0, 1))(theta, entry)
         return [
-            self.mask(i, direct + jnp.tensordot(of_entry, C, 1)).astype(C.dtype)
-            for i, (direct, C) in enumerate(zip(of_theta, carry, strict=True))
+            (direct + jnp.tensordot(of_entry.astype(C.dtype), C, 1)).astype(C.dtype)
+            for direct, C in zip(of_theta, carry, strict=True)
         ]
-
-    def mask(self, leaf: int, influence: Any) -> Any:
-        """What is kept of the influence of one parameter leaf."""
-        return influence
-
-
-class NeighbourhoodCarry(InfluenceCarry):
-    """The carry of SnAp-n: the influence of a parameter on the units that it reaches within n steps.
-
-    Parameters
-    ----------
-    n : int
-        Order: 1 keeps the positions that a parameter drives at once, with all their states.
-    limit : int
-    """
-
-    def __init__(self, n: int, limit: int):
-        super().__init__(limit)
-        self.n = n
-        self.kept: list[Any] = []
-
-    def init(self, plan: Plan, dtype: Any = None) -> Any:
-        zeros = super().init(plan, dtype)
-        self.kept = neighbourhood(plan, self.n)
-        return zeros
-
-    def mask(self, leaf: int, influence: Any) -> Any:
-        return jnp.where(self.kept[leaf], influence, 0)
 
 
 class SketchCarry(InfluenceCarry):
@@ -158,9 +136,9 @@ class SketchCarry(InfluenceCarry):
         return {**carry, "key": own if plan.batch is None else jax.random.split(own, plan.batch)}
 
     def past(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> list[Any]:
-        flat = jnp.concatenate([signals[g].reshape(-1) for g in plan.traced])
-        along = flat.astype(carry["s"].dtype) @ carry["s"]
-        return [along * z for z in carry["z"]]
+        along = flat_signals(plan, signals).astype(carry["s"].dtype) @ carry["s"]
+        leaves = zip(carry["z"], plan.parameter_avals(), strict=True)
+        return [(along * z).astype(leaf.dtype) for z, leaf in leaves]
 
     def _through(self, plan: Plan, tape: Replay, carry: Any, theta: list[Any]) -> Any:
         exit, entry = exit_function(plan, tape)
@@ -239,51 +217,27 @@ def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:
     return exit, flatten(values)
 
 
-def neighbourhood(plan: Plan, n: int) -> list[Any]:
-    """For each parameter leaf, which hidden units it influences within n steps, as booleans (N_h, *leaf).
-
-    The states of one position belong together: what reaches one of them reaches all. The structure is read off the
-    Jacobians of one step at random states, inputs and parameters.
-    """
-    one = plan._replace(batch=None)
-
-    @jax.jit
-    def probe(tape: Replay, theta: list[Any]) -> Any:
-        exit, entry = exit_function(one, tape)
-        of_theta, of_entry = jax.jacrev(exit, argnums=(0, 1))(theta, entry)
-        return [J != 0 for J in of_theta], of_entry != 0
-
-    found = [probe(*_random_step(one, seed)) for seed in range(3)]
-    between = sum(b for _, b in found) > 0
-    unit = positions(plan)
-    same = unit[:, None] == unit[None, :]
-
-    def spread(step: Any, reached: Any) -> Any:
-        return jnp.tensordot(step.astype(jnp.float32), reached.astype(jnp.float32), 1) > 0
-
-    first = reached = [spread(same, sum(leaves) > 0) for leaves in zip(*(a for a, _ in found), strict=True)]
-    for _ in range(n - 1):
-        reached = [a | spread(same, spread(between, r)) for a, r in zip(first, reached, strict=True)]
-    return reached
+def flat_signals(plan: Plan, signals: Mapping[int, Any]) -> Any:
+    """Signals of the groups, (S, *positions) each, in the order of `exit_function`."""
+    flat = []
+    for g in plan.traced:
+        parts = iter(signals[g])
+        for width in plan.transitions[g].group.widths:
+            part = next(parts) if width is None else jnp.stack([next(parts) for _ in range(width)], -1)
+            flat.append(part.reshape(-1))
+    return jnp.concatenate(flat)
 
 
-def positions(plan: Plan) -> Any:
-    """The position of each hidden unit, numbered through all traced groups, in the order of `exit_function`."""
+def units(plan: Plan) -> np.ndarray:
+    """The unit of each hidden state, a position of a group, in the order of `exit_function`."""
     found, start = [], 0
     for g in plan.traced:
-        size = math.prod(plan.transitions[g].group.varshape)
-        found += [jnp.arange(start, start + size)] * plan.num_states(g)
-        start += size
-    return jnp.concatenate(found)
+        group = plan.transitions[g].group
+        found += [start + group.positions_of(v).reshape(-1) for v in group.hidden_invars]
+        start += group.positions.size
+    return np.concatenate(found)
 
 
-def _random_step(plan: Plan, seed: int) -> tuple[Replay, list[Any]]:
-    rng = np.random.default_rng(seed)
-
-    def draw(aval: Any) -> Any:
-        values = rng.normal(size=aval.shape) if jnp.issubdtype(aval.dtype, jnp.inexact) else np.zeros(aval.shape)
-        return jnp.asarray(values, aval.dtype)
-
-    states = [[draw(v.aval)[None] for v in s.invars] for s in plan.states if s.kind is not StateKind.PARAMETER]
-    args = [draw(v.aval)[None] for v in plan.graph.module_info.arg_invars]
-    return Replay((), states, args), [draw(leaf) for leaf in plan.parameter_avals()]
+def at_least_single(dtype: Any) -> Any:
+    """The precision in which the influence of a parameter is kept."""
+    return jnp.promote_types(dtype, jnp.float32)
