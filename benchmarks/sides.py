@@ -121,6 +121,35 @@ def per_step(regime: Regime):
     return _pure(regime, run)
 
 
+def train(regime: Regime, trace_dtype: str | None = None):
+    """The same by `etrace_train`."""
+    import optax
+
+    learner = compiled(regime, "d_rtrl", trace_dtype=trace_dtype)
+    optimizer = optax.sgd(LEARNING_RATE)
+    learner.init_optimizer(optimizer)
+
+    def loss(x, y):
+        return jnp.mean((learner(x) - y) ** 2)
+
+    def run(xs, ys):
+        learner.etrace_train(xs, ys, step_fn=loss, optimizer=optimizer)
+        return {path: state.value for path, state in learner.param_states.items()}
+
+    return _pure(regime, run)
+
+
+def stream(regime: Regime):
+    """No gradient: a loop that reads and writes an array of the size of the traces, and does nothing else."""
+    traces = jax.tree.leaves(compiled(regime, "d_rtrl").etraces.value)
+    size = sum(leaf.size for leaf in traces)
+
+    def run(held, xs, ys):
+        return {}, jax.lax.scan(lambda held, x: (0.999 * held + x[0, 0], None), held, xs)[0]
+
+    return run, (jnp.ones(size),)
+
+
 def _pure(regime: Regime, run: Callable[..., Any]):
     """States become arguments and results: nothing that a caller would use is optimised away."""
     examples = abstract_data(regime)
@@ -143,4 +172,6 @@ METHODS: dict[str, Maker] = {
     "full": full,
     "pp_prop": pp_prop,
     "per_step": per_step,
+    "train": train,
+    "stream": stream,
 }

@@ -1,12 +1,13 @@
 """The benchmarks run, and measure what they say they do."""
 
+import csv
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
-from benchmarks import compile_time
+from benchmarks import compile_time, per_step
 from benchmarks.report import curves, figures
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -67,3 +68,12 @@ def test_the_compiler_s_time_by_equations(tmp_path):
     assert header.split(",")[:2] == ["layers", "equations"]
     assert [row.split(",")[:2] for row in rows] == [["2", "28"], ["4", "56"]]
     assert (tmp_path / "compile_time.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_learning_at_every_step(tmp_path):
+    per_step.main(["--profile", "smoke", "--out", str(tmp_path)])
+    with (tmp_path / "per_step.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["way"] for row in rows} == {way.name for way in per_step.WAYS if way.worker == "ours"}
+    assert all(float(row["ms"]) > 0 and float(row["share"]) > 0 for row in rows)
+    assert (tmp_path / "per_step.png").read_bytes().startswith(b"\x89PNG")

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, _progress, compile
+from braintrace_primitives import _rows
 
 
 @pytest.fixture
@@ -53,13 +54,15 @@ def by_hand(learner, step, data, optimizer, every=1):
     return jnp.stack(losses)
 
 
-@pytest.mark.parametrize("every", [1, 3, 100])
-def test_training_equals_a_python_loop(learner, step, data, start, distance, every):
+@pytest.mark.parametrize(("every", "by_rows"), [(1, False), (3, False), (100, False), (1, True)])
+def test_training_equals_a_python_loop(learner, step, data, start, distance, every, by_rows, monkeypatch):
     optimizer = optax.adam(1e-2)
     expected_losses = by_hand(learner, step, data, optimizer, every)
     expected, traces = parameters(learner), learner.etraces.value
     start()
     before = parameters(learner)
+    if by_rows:
+        monkeypatch.setattr(_rows, "_LEAST", 1)
     history = learner.etrace_train(*data, step_fn=step, optimizer=optimizer, update_every=every)
     np.testing.assert_allclose(history.losses, expected_losses, rtol=1e-4)
     assert distance(parameters(learner), expected) < 1e-4

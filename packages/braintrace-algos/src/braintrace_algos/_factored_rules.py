@@ -67,37 +67,64 @@ class FactoredTraceRule(TraceRule):
         return trace | ({"rest": self.rule.init(x, weights, y, rest, params, dtype)} if rest else {})
 
     def advance(self, trace, blocks, xs, factors, weights, params):
-        own, rest = self.states, self._rest(factors.shape[1])
-        x, one = trace["x"], trace["one"]
-        xs = xs.astype(x.dtype)
-        kept, added = _shared(_block(blocks, own, own), 2), _shared(factors[:, own, ...], 2)
-        new = {"x": jnp.tensordot(kept, x, 1) + jnp.tensordot(added.T, xs, 1), "one": kept @ one + added.sum(0)}
-        if not rest:
-            return new
-        across = jnp.moveaxis(_block(blocks, rest, own), 1, 0)
-        beside = across * (one - 1).reshape(-1, *(1,) * (across.ndim - 1))
-        return new | {
-            "rest": self.rule.advance(
-                trace["rest"],
-                _block(blocks, rest, rest),
-                jnp.concatenate([xs, x, jnp.zeros_like(x)]),
-                jnp.concatenate([factors[:, rest, ...], across, beside]),
-                weights,
-                params,
+        new = self._filtered(trace, blocks, xs, factors)
+        if "rest" in trace:
+            new["rest"] = self.rule.advance(
+                trace["rest"], *self._into_rest(trace, blocks, xs, factors), weights, params
             )
-        }
+        return new
 
     def contract(self, trace, signal, weights, params):
-        own, rest = self.states, self._rest(signal.shape[0])
-        x, sent = trace["x"].astype(signal.dtype), signal[own, ...]
+        gradient = self._through_filtered(trace, signal, weights, params)
+        if "rest" not in trace:
+            return gradient
+        rest = self.rule.contract(trace["rest"], self._of_rest(signal), weights, params)
+        return {name: gradient[name] + rest[name] for name in weights}
+
+    def turn(self, trace, signal, blocks, xs, factors, weights, params):
+        if "rest" not in trace:
+            return super().turn(trace, signal, blocks, xs, factors, weights, params)
+        gradient, new = (
+            self._through_filtered(trace, signal, weights, params),
+            self._filtered(trace, blocks, xs, factors),
+        )
+        rest, new["rest"] = self.rule.turn(
+            trace["rest"],
+            self._of_rest(signal),
+            *self._into_rest(trace, blocks, xs, factors),
+            weights,
+            params,
+        )
+        return {name: gradient[name] + rest[name] for name in weights}, new
+
+    def _filtered(self, trace, blocks, xs, factors):
+        """The filtered inputs, one step on."""
+        x, one = trace["x"], trace["one"]
+        kept, added = _shared(_block(blocks, self.states, self.states), 2), _shared(factors[:, self.states, ...], 2)
+        new = jnp.tensordot(kept, x, 1) + jnp.tensordot(added.T, xs.astype(x.dtype), 1)
+        return {"x": new, "one": kept @ one + added.sum(0)}
+
+    def _into_rest(self, trace, blocks, xs, factors):
+        """Blocks, inputs and factors of the other states: the filtered inputs are further steps."""
+        own, rest, x = self.states, self._rest(factors.shape[1]), trace["x"]
+        across = jnp.moveaxis(_block(blocks, rest, own), 1, 0)
+        beside = across * (trace["one"] - 1).reshape(-1, *(1,) * (across.ndim - 1))
+        return (
+            _block(blocks, rest, rest),
+            jnp.concatenate([xs.astype(x.dtype), x, jnp.zeros_like(x)]),
+            jnp.concatenate([factors[:, rest, ...], across, beside]),
+        )
+
+    def _of_rest(self, signal):
+        return signal[self._rest(signal.shape[0]), ...]
+
+    def _through_filtered(self, trace, signal, weights, params):
+        """The gradient by way of the states that factorise."""
+        x, sent = trace["x"].astype(signal.dtype), signal[self.states, ...]
         one = trace["one"].reshape(-1, *(1,) * (signal.ndim - 1)).astype(signal.dtype)
-        parts = [
-            self.rule.pullback(x, weights, sent, params),
-            self.rule.pullback(jnp.zeros_like(x), weights, sent * (one - 1), params),
-        ]
-        if rest:
-            parts.append(self.rule.contract(trace["rest"], signal[rest, ...], weights, params))
-        return {name: sum(part[name] for part in parts) for name in weights}
+        of_x = self.rule.pullback(x, weights, sent, params)
+        of_one = self.rule.pullback(jnp.zeros_like(x), weights, sent * (one - 1), params)
+        return {name: of_x[name] + of_one[name] for name in weights}
 
 
 def _block(blocks, rows, columns):

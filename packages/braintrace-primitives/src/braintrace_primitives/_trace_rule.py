@@ -133,6 +133,22 @@ class TraceRule:
         """
         raise NotImplementedError
 
+    def turn(
+        self,
+        trace: Arrays,
+        signal: Any,
+        blocks: Any,
+        xs: Any,
+        factors: Any,
+        weights: Mapping[str, Any],
+        params: Mapping[str, Any],
+    ) -> tuple[Arrays, Arrays]:
+        """`contract` and `advance` of the same trace, for rules that can do both in one pass over it."""
+        return (
+            self.contract(trace, signal, weights, params),
+            self.advance(trace, blocks, xs, factors, weights, params),
+        )
+
     def trace_size(self, x: Any, weights: Mapping[str, Any], y: Any, num_states: int, params: Mapping[str, Any]) -> int:
         """Number of elements of the trace."""
         trace = jax.eval_shape(lambda: self.init(x, weights, y, num_states, params, jnp.float32))

@@ -90,8 +90,7 @@ class TraceCarry(Carry):
                 if entry is None:
                     sent = collect(c.feed, R[c.key][:, 0], plan.operations[c.operation].y_var.aval.shape)
                     g[c.operation] = g[c.operation] + sent.astype(g[c.operation].dtype)
-        past = self.entry_gradient(plan, carry, signals, weights)
-        return Folded(list(tape.x), g, past, self._exit(plan, carry, P, PF, tape.x, weights))
+        return Folded(list(tape.x), g, *self._turn(plan, carry, signals, P, PF, tape.x, weights))
 
     def _signals(self, plan: Plan, window: Window, index: int) -> tuple[Any, Any]:
         """(q, l) of `backwards`; zeros where the past enters as a whole."""
@@ -105,15 +104,34 @@ class TraceCarry(Carry):
     def entry_gradient(
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
     ) -> list[dict[str, Any]]:
-        total: list[dict[str, Any]] = [{} for _ in plan.operations]
-        for key, (c, *_) in plan.traces.items():  # several uses of a weight have one gradient, given to the first
-            operation = plan.operations[c.operation]
-            dw = c.rule.contract(
-                carry[key], spread(c.feed, signals[c.group], 1), weights[c.operation], operation.eqn.params
-            )
-            for name, value in dw.items():
-                total[c.operation][name] = total[c.operation].get(name, 0) + value
-        return total
+        return _by_operation(
+            plan, {key: _contracted(plan, c, carry[key], signals, weights) for key, (c, *_) in plan.traces.items()}
+        )
+
+    def _turn(
+        self,
+        plan: Plan,
+        carry: Any,
+        signals: Mapping[int, Any],
+        P: Mapping[int, Any],
+        PF: Mapping[str, Any],
+        x: Any,
+        weights: Operands,
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """`entry_gradient` and `_exit` of a window at once: a rule may need one pass for both."""
+        past, new = {}, {}
+        for key, uses in plan.traces.items():
+            c, blocks = uses[0], P.get(uses[0].group)
+            if blocks is None:
+                past[key] = _contracted(plan, c, carry[key], signals, weights)
+                new[key] = _exit_one(plan, uses, carry[key], blocks, PF, x, weights)
+            else:
+                signal = spread(c.feed, signals[c.group], 1)
+                added = _added(uses, carry[key], blocks, PF, x)
+                past[key], new[key] = c.rule.turn(
+                    carry[key], signal, *added, weights[c.operation], plan.operations[c.operation].eqn.params
+                )
+        return _by_operation(plan, past), new
 
     def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         PF, x = jax.tree.map(lambda v: v[None], (tape.F, tape.x))
@@ -162,20 +180,41 @@ def _through_F(c: Coupling, M: Any, F: Any) -> Any:
     return sum(at[:, s] * F[s] for s in range(F.shape[0]))
 
 
-def _exit_one(
-    plan: Plan, uses: Sequence[Coupling], trace: Any, P: Any, PF: Mapping[str, Any], x: Any, weights: Operands
-) -> Any:
+def _contracted(plan: Plan, c: Coupling, trace: Any, signals: Mapping[int, Any], weights: Operands) -> dict[str, Any]:
+    signal, params = spread(c.feed, signals[c.group], 1), plan.operations[c.operation].eqn.params
+    return c.rule.contract(trace, signal, weights[c.operation], params)
+
+
+def _by_operation(plan: Plan, gradients: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gradients of the weights of each operation from those of the traces."""
+    total: list[dict[str, Any]] = [{} for _ in plan.operations]
+    for key, (c, *_) in plan.traces.items():  # several uses of a weight have one gradient, given to the first
+        for name, value in gradients[key].items():
+            total[c.operation][name] = total[c.operation].get(name, 0) + value
+    return total
+
+
+def _added(uses: Sequence[Coupling], trace: Any, P: Any, PF: Mapping[str, Any], x: Any) -> tuple[Any, Any, Any]:
+    """Blocks (None where nothing is remembered), inputs and factors that a window adds to a trace."""
     c = uses[0]
-    rule, params = c.rule, plan.operations[c.operation].eqn.params
     dtype = jax.tree.leaves(trace)[0].dtype
     kept = slice(-1, None) if P is None else slice(None)  # without memory only the last step is still there
     # Each further use of a weight is so many more time steps to the sum.
     factors = _joined([PF[use.key][kept].astype(dtype) for use in uses])
     inputs = None if x[c.operation] is None else _joined([x[use.operation][kept] for use in uses])
-    if P is None:
+    return None if P is None else spread(c.feed, P, 2).astype(dtype), inputs, factors
+
+
+def _exit_one(
+    plan: Plan, uses: Sequence[Coupling], trace: Any, P: Any, PF: Mapping[str, Any], x: Any, weights: Operands
+) -> Any:
+    c = uses[0]
+    rule, params = c.rule, plan.operations[c.operation].eqn.params
+    blocks, inputs, factors = _added(uses, trace, P, PF, x)
+    if blocks is None:
         added = rule.accumulate(inputs, factors, weights[c.operation], params)
         return jax.tree.map(lambda old, value: value.astype(old.dtype), trace, added)
-    return rule.advance(trace, spread(c.feed, P, 2).astype(dtype), inputs, factors, weights[c.operation], params)
+    return rule.advance(trace, blocks, inputs, factors, weights[c.operation], params)
 
 
 def _joined(parts: Sequence[Any]) -> Any:

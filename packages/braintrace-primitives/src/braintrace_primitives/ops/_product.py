@@ -1,11 +1,14 @@
 """The trace rule shared by all operations that are an einsum of input and weight."""
 
+import math
 import string
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+from braintrace_primitives import _rows
 from braintrace_primitives._sharding import explicit_sharding
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
@@ -80,11 +83,40 @@ class ProductTraceRule(TraceRule):
         kept = {"weight": equation.kept(), "bias": equation.y}
 
         def gradient(name, w):
-            terms = mix(aligned[name][None], trace[name])[0]
-            total = sum_leading(terms, terms.ndim - len(kept[name]))
+            total = _contracted(trace[name], aligned[name], len(kept[name]))
             return cast_like(_spread(total, name, equation, w), w)
 
         return {name: gradient(name, w) for name, w in weights.items()}
+
+    def turn(self, trace, signal, blocks, xs, factors, weights, params):
+        equation, whole = self.equation(params), trace["weight"]
+        count = whole.ndim - 1 - len(equation.kept())
+
+        def plain(trace, signal, blocks, xs, factors, weights):
+            return TraceRule.turn(self, trace, signal, blocks, xs, factors, weights, params)
+
+        def by_rows(trace, signal, blocks, xs, factors, weights):
+            total, new = _rows.turn(
+                _in_rows(trace["weight"], 1, count),
+                _in_rows(align(equation, signal), 1, count),
+                _in_rows(align(equation, blocks), 2, count),
+                _in_rows(_align_input(equation, in_precision_of(factors, xs)), 1, count),
+                _in_rows(align(equation, factors), 2, count),
+            )
+            w = weights["weight"]
+            gradient = {"weight": cast_like(_spread(total, "weight", equation, w), w)}
+            advanced = {"weight": new.reshape(whole.shape)}
+            if "bias" in trace:
+                bias = {"bias": trace["bias"]}
+                gradient |= self.contract(bias, signal, {"bias": weights["bias"]}, params)
+                kept = self.decay(bias, blocks, params)["bias"]
+                advanced["bias"] = (kept + factors.sum(0)).astype(trace["bias"].dtype)
+            return gradient, advanced
+
+        operands = trace, signal, blocks, xs, factors, dict(weights)
+        if not _rows.pays(_in_rows(whole, 1, count), len(factors)):
+            return plain(*operands)
+        return jax.lax.platform_dependent(*operands, cpu=by_rows, default=plain)
 
 
 def outer(equation: Equation, xs: Any, factors: Any) -> Any:
@@ -102,6 +134,36 @@ def align(equation: Equation, values: Any) -> Any:
     order = sorted(range(len(equation.y)), key=lambda i: layout.index(equation.y[i]))
     values = values.transpose(*range(front), *(front + i for i in order))
     return jnp.expand_dims(values, [front + i for i, c in enumerate(layout) if c not in equation.y])
+
+
+def _align_input(equation: Equation, xs: Any) -> Any:
+    """Inputs (..., *x) with their axes in the order of the trace, as `align` does for y; other axes are summed out."""
+    layout = equation.layout()
+    own = "".join(c for c in layout if c in equation.x)
+    values = jnp.einsum(f"...{equation.x}->...{own}", xs)
+    front = values.ndim - len(own)
+    return jnp.expand_dims(values, [front + i for i, c in enumerate(layout) if c not in own])
+
+
+def _in_rows(values: Any, front: int, count: int) -> Any:
+    """The `count` axes behind the first `front` ones as one."""
+    n = math.prod(values.shape[front : front + count])
+    return values.reshape(*values.shape[:front], n, *values.shape[front + count :])
+
+
+def _contracted(trace: Any, signal: Any, kept: int) -> Any:
+    """``signal · trace`` summed over states and over all axes but the last `kept`."""
+    count = trace.ndim - 1 - kept
+
+    def plain(trace, signal):
+        return sum_leading(mix(signal[None], trace)[0], count)
+
+    def by_rows(trace, signal):
+        return _rows.contract(_in_rows(trace, 1, count), _in_rows(signal, 1, count))
+
+    if not _rows.pays(_in_rows(trace, 1, count)):
+        return plain(trace, signal)
+    return jax.lax.platform_dependent(trace, signal, cpu=by_rows, default=plain)
 
 
 def _pullback(name, equation, xs, gs, w):

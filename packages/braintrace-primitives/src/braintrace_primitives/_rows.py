@@ -1,0 +1,88 @@
+"""A trace a row at a time, while the row is in the processor's cache.
+
+XLA's CPU backend makes several passes over a trace that is contracted with a signal and then goes on: it writes the
+products before it sums them, and copies the trace because it does not see that the sum comes first. The loops here read
+and write each row from memory once. A row is the part of a trace that belongs to one position outside the weight: one
+sample, for a dense product.
+
+Shapes: trace (S, n, *w); signal (S, n, *p), blocks (S, S, n, *p) and factors (T, S, n, *p) where p has the axes of w,
+some of them of size one; xs (T, n, *r), likewise.
+"""
+
+import functools
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._sharding import explicit_sharding, varying_like
+
+_LEAST = 2**14
+"""Elements of a row from which on a loop over rows pays."""
+_MOST_STEPS = 4
+"""Outer products that are made on the way; more are better made as one matrix product."""
+
+
+def pays(trace: Any, steps: int = 0) -> bool:
+    """Whether a trace (S, n, *w) is best taken a row at a time on a CPU, with `steps` outer products added to it."""
+    large = trace.shape[1] > 1 and math.prod(trace.shape[2:]) >= _LEAST
+    wide = trace.dtype.itemsize >= 4  # half precision is converted slowly in these loops
+    return large and wide and steps <= _MOST_STEPS and explicit_sharding(trace) is None
+
+
+def contract(trace: Any, signal: Any) -> Any:
+    """``sum_{s, n} signal[s, n] · trace[s, n]``."""
+    n = trace.shape[1]
+
+    def add(b, total):
+        return _contracted(total, trace, signal, b)
+
+    return jax.lax.fori_loop(0, n, add, _zeros(trace, signal))
+
+
+def turn(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
+    """`contract`, and in the place of the trace ``sum_r blocks[s, r] · trace[r] + sum_t factors[t, s] · xs[t]``."""
+    S, n = trace.shape[:2]
+
+    def advanced(trace, b):
+        """Row b of the new trace, a tuple over states."""
+        old = [_row(trace, r, b) for r in range(S)]
+        inputs = [_row(xs, t, b) for t in range(xs.shape[0])]
+
+        def of_state(s):
+            terms = [_row(blocks, s, r, b) * old[r] for r in range(S)]
+            terms += [_row(factors, t, s, b) * x for t, x in enumerate(inputs)]
+            return functools.reduce(operator.add, terms).astype(trace.dtype)
+
+        return tuple(of_state(s) for s in range(S))
+
+    def put(trace, row, b):
+        for s in range(S):
+            trace = jax.lax.dynamic_update_slice(trace, row[s][None, None], (s, b, *(0,) * (trace.ndim - 2)))
+        return trace
+
+    # The states of a row depend on each other: XLA writes them in place only if that happens one round later.
+    def pass_row(b, held):
+        total, trace, row = held
+        trace = put(trace, row, b - 1)
+        return _contracted(total, trace, signal, b), trace, advanced(trace, b)
+
+    first = _contracted(_zeros(trace, signal), trace, signal, 0), trace, advanced(trace, 0)
+    total, trace, row = jax.lax.fori_loop(1, n, pass_row, first)
+    return total, put(trace, row, n - 1)
+
+
+def _contracted(total: Any, trace: Any, signal: Any, b: Any) -> Any:
+    return sum((_row(signal, s, b) * _row(trace, s, b) for s in range(trace.shape[0])), total)
+
+
+def _row(values: Any, *at: Any) -> Any:
+    """``values[at]``; each row by itself, so that XLA fuses the slice with what reads it."""
+    rest = values.shape[len(at) :]
+    return jax.lax.dynamic_slice(values, (*at, *(0,) * len(rest)), (*(1,) * len(at), *rest)).reshape(rest)
+
+
+def _zeros(trace: Any, signal: Any) -> Any:
+    return varying_like(jnp.zeros(trace.shape[2:], jnp.result_type(trace, signal)), trace, signal)

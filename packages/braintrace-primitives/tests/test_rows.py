@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import braintrace_primitives as bp
+from braintrace_primitives import _rows
+from braintrace_primitives.testing import draw
+
+CASES = {
+    "dense with bias": (bp.etp_mm_p, {"has_bias": True}, (5, 3), {"weight": (3, 4), "bias": (4,)}, (5, 4)),
+    "two leading axes": (bp.etp_mm_p, {"has_bias": False}, (2, 3, 3), {"weight": (3, 4)}, (2, 3, 4)),
+    "grouped": (bp.etp_gmm_p, {"has_bias": False}, (5, 2, 3), {"weight": (2, 3, 4)}, (5, 2, 4)),
+}
+
+
+def einsum_case():
+    """Free axes of y in another order, an axis of x that is summed, and one of the weight."""
+    x, w = draw((2, 5, 3, 6), jnp.float32), draw((3, 4, 7), jnp.float32)
+    eqn = jax.make_jaxpr(lambda x, w: bp.einsum("abix,iov->boa", x, w))(x, w).eqns[0]
+    return eqn.primitive, eqn.params, x.shape, {"weight": w.shape}, eqn.outvars[0].aval.shape
+
+
+def problem(name, states, steps, dtype=jnp.float32):
+    primitive, params, x, weights, y = einsum_case() if name == "einsum" else CASES[name]
+    rule = bp.get_primitive_spec(primitive).trace_rule
+    weights = {n: draw(shape, jnp.float32) for n, shape in weights.items()}
+    abstract = jax.ShapeDtypeStruct(x, jnp.float32), weights, jax.ShapeDtypeStruct(y, jnp.float32)
+    trace = jax.tree.map(lambda v: draw(v.shape, dtype), rule.init(*abstract, states, params, dtype))
+    shapes = (states, *y), (states, states, *y), (steps, *x), (steps, states, *y)
+    operands = trace, *(draw(shape, dtype) for shape in shapes), weights
+    return lambda *operands: rule.turn(*operands, params), operands
+
+
+@pytest.mark.parametrize(
+    ("name", "states", "steps", "dtype"),
+    [
+        ("dense with bias", 1, 1, "float32"),
+        ("dense with bias", 3, 2, "float32"),
+        ("two leading axes", 2, 1, "float32"),
+        ("grouped", 2, 1, "float32"),
+        ("einsum", 2, 3, "float32"),
+        ("dense with bias", 2, 1, "complex64"),
+    ],
+)
+def test_by_rows_as_in_whole(name, states, steps, dtype, monkeypatch):
+    turn, operands = problem(name, states, steps, jnp.dtype(dtype))
+    expected = turn(*operands)
+    monkeypatch.setattr(_rows, "_LEAST", 1)
+    assert "dynamic_update_slice" in str(jax.make_jaxpr(turn)(*operands))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), jax.jit(turn)(*operands), expected
+    )
+
+
+@pytest.mark.parametrize("states", [1, 2])
+def test_a_loop_holds_one_copy_of_the_trace(states):
+    S, B, I, O = states, 8, 128, 256
+    trace = {"weight": jnp.zeros((S, B, I, O))}
+    rule = bp.get_primitive_spec(bp.etp_mm_p).trace_rule
+
+    def run(trace, w, x, factor, signal):
+        def step(held, _):
+            trace, w = held
+            blocks = jnp.broadcast_to(jnp.tanh(w[0]), (S, S, B, O))
+            gradient, trace = rule.turn(trace, signal, blocks, x, factor, {"weight": w}, {"has_bias": False})
+            return (trace, w - gradient["weight"]), None
+
+        return jax.lax.scan(step, (trace, w), length=3)[0]
+
+    arguments = trace, jnp.ones((I, O)), jnp.ones((1, B, I)), jnp.ones((1, S, B, O)), jnp.ones((S, B, O))
+    memory = jax.jit(run, donate_argnums=0).lower(*arguments).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.8 * trace["weight"].nbytes
