@@ -100,13 +100,13 @@ def recall(plan: Plan, carry: Any, weights: Operands, theta: list[Any]) -> list[
             {n: dw.get(n, jnp.zeros_like(v)) for n, v in w.items()} for w, dw in zip(weights, gradients[0], strict=True)
         )
         of_theta = gradients[1] or jax.tree.map(jnp.zeros_like, theta)
-        return jax.tree.map(_no_cotangent, carry), of_weights, of_theta
+        return jax.tree.map(no_cotangent, carry), of_weights, of_theta
 
     past.defvjp(forward, backward)
     return past(jax.lax.stop_gradient(carry), weights, theta)
 
 
-def _no_cotangent(value: Any) -> Any:
+def no_cotangent(value: Any) -> Any:
     """The zero cotangent of `value`; integers and random keys have one of their own dtype."""
     if jnp.issubdtype(value.dtype, jnp.inexact):
         return jnp.zeros_like(value)

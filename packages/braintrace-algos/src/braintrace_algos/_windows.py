@@ -1,6 +1,6 @@
 """A window of K steps as one differentiable call of a learner."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import brainstate
@@ -11,8 +11,9 @@ from braintrace_compiler import Arguments, StateKind
 
 from ._checks import check_arguments
 from ._errors import LearnerError
-from ._fold import fold, recall
+from ._fold import fold, no_cotangent
 from ._fold_types import Window
+from ._plan import Plan
 from ._recording import active_recording
 from ._sequence import sequence_length
 from ._step import run_step
@@ -54,33 +55,76 @@ def _whole_window(learner: Any, leaves: list[Any]) -> list[Any]:
     """The window's outputs, differentiable as a whole; hidden states and traces advance to its exit."""
     plan, traces, stop = learner.plan, learner.etraces.value, jax.lax.stop_gradient
     theta = plan.parameter_leaves()
-    weights, zeros = plan.weights(theta), plan.zero_perturbations()
-    hidden = {id(s.state): i for i, s in enumerate(plan.graph.module_info.hidden)}
-    past = recall(plan, traces, weights, theta)
-
-    def at_entry(info: Any) -> list[Any]:
-        values = jax.tree.leaves(info.state.value)
-        if info.kind is StateKind.PARAMETER:
-            return values
-        at = hidden.get(id(info.state))
-        return stop(values) if at is None else [stop(v) + past[at] for v in values]
-
-    parameters = {i for i, info in enumerate(plan.states) if info.kind is StateKind.PARAMETER}
-    entry = [at_entry(info) for info in plan.states]
-
-    def step(moving, x):
-        states = [own if i in parameters else moving[i] for i, own in enumerate(entry)]
-        result = run_step(plan, x, states, weights, zeros)
-        new = {i: values for i, values in enumerate(result.states) if i not in parameters}
-        return new, (result.outputs, plan.carry.observe(plan, result))
-
-    start = {i: values for i, values in enumerate(entry) if i not in parameters}
-    new, (outputs, tape) = jax.lax.scan(step, start, leaves)
-    K = leaves[0].shape[0]
-    nothing = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), zeros.deltas)
-    window = Window(stop(tape), nothing, {}, jnp.ones(K))
+    weights = plan.weights(theta)
+    values = [jax.tree.leaves(s.state.value) for s in plan.states if s.kind is not StateKind.PARAMETER]
+    (outputs, new), tape = _differentiable(plan)(theta, weights, stop(traces), stop(values), leaves)
+    zeros = plan.zero_perturbations()
+    window = _recorded(tape, [jnp.zeros((leaves[0].shape[0], *v.shape), v.dtype) for v in zeros.deltas])
     entries = plan.signals(zeros.previous, weights)
     learner.etraces.value = fold(plan, window, stop(traces), stop(weights), stop(theta), entries)[2]
-    for i, values in new.items():
-        plan.states[i].state.value = jax.tree.unflatten(plan.states[i].treedef, values)
+    moving = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
+    for info, of_state in zip(moving, new, strict=True):
+        info.state.value = jax.tree.unflatten(info.treedef, of_state)
     return outputs
+
+
+def _recorded(tape: Any, b: list[Any]) -> Window:
+    """A window whose past enters as a whole."""
+    return Window(jax.lax.stop_gradient(tape), b, {}, jnp.ones(jax.tree.leaves(b)[0].shape[0]))
+
+
+def _differentiable(plan: Plan) -> Callable[..., Any]:
+    """The steps of a window as one function, in reverse mode by the fold.
+
+    It takes parameters, weights, traces, the values of the other states and the arguments, and gives outputs and new
+    values, and the tape. Its derivative sees the weights by one contraction over the window, and the past by the traces.
+    """
+    hidden = {id(s.state): i for i, s in enumerate(plan.graph.module_info.hidden)}
+
+    def run(theta, xs, previous, deltas, weights, values):
+        parameters, own = iter(theta), iter(values)
+        fixed, entry = [], []
+        for info in plan.states:
+            if info.kind is StateKind.PARAMETER:
+                fixed.append([next(parameters) for _ in info.invars])
+                continue
+            at = hidden.get(id(info.state))
+            entry.append([v if at is None else v + previous[at] for v in next(own)])
+
+        def step(moving, inputs):
+            x, deltas = inputs
+            one, other = iter(fixed), iter(moving)
+            states = [next(one if s.kind is StateKind.PARAMETER else other) for s in plan.states]
+            result = run_step(plan, x, states, weights, zeros._replace(deltas=deltas))
+            new = [v for s, v in zip(plan.states, result.states, strict=True) if s.kind is not StateKind.PARAMETER]
+            return new, (result.outputs, plan.carry.observe(plan, result))
+
+        zeros = plan.zero_perturbations()
+        new, (outputs, tape) = jax.lax.scan(step, entry, (xs, deltas))
+        return (outputs, new), tape
+
+    def zero_deltas(xs):
+        K = xs[0].shape[0]
+        return [jnp.zeros((K, *v.shape), v.dtype) for v in plan.zero_perturbations().deltas]
+
+    @jax.custom_vjp
+    def window(theta, weights, traces, values, xs):
+        return run(theta, xs, plan.zero_perturbations().previous, zero_deltas(xs), weights, values)
+
+    def forward(theta, weights, traces, values, xs):
+        def seen(*changing):
+            return run(*changing, weights, values)
+
+        previous = plan.zero_perturbations().previous
+        out, pull, tape = jax.vjp(seen, theta, xs, previous, zero_deltas(xs), has_aux=True)
+        return (out, tape), (pull, tape, theta, weights, traces, values)
+
+    def backward(saved, cotangents):
+        pull, tape, theta, weights, traces, values = saved
+        direct, of_xs, q, b = pull(cotangents[0])
+        of_weights, past, _ = fold(plan, _recorded(tape, b), traces, weights, theta, plan.signals(q, weights))
+        of_theta = [d + p for d, p in zip(direct, past, strict=True)] if past else direct
+        return of_theta, of_weights, *jax.tree.map(no_cotangent, (traces, values)), of_xs
+
+    window.defvjp(forward, backward)
+    return window
