@@ -53,6 +53,21 @@ def test_a_weight_that_is_told_to_go_without_a_trace():
         assert ("effective weight" in line) == carry_b
 
 
+def test_a_trace_that_a_learner_cuts_short():
+    def step(m, x):
+        m.v.value = jnp.tanh(m.v.value) + matmul(x, m.w.value)
+        return m.v.value
+
+    found = graph(Model(step, {"w": array(I, H)}, {"v": array(H)}))
+    (relation,) = found.hidden_param_op_relations
+    truncated = {(relation.y_var, 0): 3}
+    (certificate,) = found.certificates(truncated=truncated)
+    assert [o.name for o in certificate.omissions] == ["OLDER_STEPS"]
+    (row,) = found.report(truncated=truncated).operations
+    assert (row["strict"], row["kept_as"]) == ("omits older steps", "the last 3 steps")
+    assert row["trace_bytes"] == 3 * 4 * (I + H)
+
+
 def test_through_another_op():
     assert omissions(gated()) == {"wr": ["THROUGH_ANOTHER_OP"], "wh": ["RECURRENT_MIXING"]}
 

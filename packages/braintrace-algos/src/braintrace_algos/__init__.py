@@ -25,6 +25,9 @@ from ._learner import OnlineLearner as OnlineLearner
 from ._mapped import ETraceVmap as ETraceVmap
 from ._memory import MemoryReport as MemoryReport
 from ._train import History as History
+from ._truncation import Truncate as Truncate
+from ._truncation import TruncatedTrace as TruncatedTrace
+from ._truncation import Truncation as Truncation
 from ._version import __version__ as __version__
 from .algorithms import BPTT as BPTT
 from .algorithms import D_RTRL as D_RTRL

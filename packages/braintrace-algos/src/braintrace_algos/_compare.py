@@ -241,7 +241,7 @@ def _agreement(g: Any, r: Any) -> tuple[float, float]:
 
 
 def _omissions(learner: Any, path: Any) -> str:
-    certificates = [c for c in learner.graph.certificates(learner.plan.memories) if path in c.operation.parameter_paths]
+    certificates = [c for c in learner.plan.certificates() if path in c.operation.parameter_paths]
     if not certificates:
         return "all credit beyond its own step"
     return ", ".join(_unique(o.value for c in certificates for o in c.omissions)) or "nothing"

@@ -1,16 +1,21 @@
 """Traces that are outer products in all but name, kept as their factors: an exact gradient from less memory."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from braintrace_primitives import TraceRule
 
+from ._feeds import over_states
 
-class LatestStepTraceRule(TraceRule):
-    """The trace rule of an op that drives a group without memory of its own, D = 0: all there is, is the latest step.
 
-    The trace is ``{"factor": (n, S, *y), "x": (n, *x)}``, F and the input of each of the n uses of the weight.
+class RecentStepsTraceRule(TraceRule):
+    """The trace rule of an op of which the last R steps are remembered, as factors; the steps before them are dropped.
+
+    The trace is ``{"factor": (n, R, S, *y), "x": (n, R, *x)}``, for each of the n uses of the weight the transported
+    derivatives D^t ... D^{s+1} F^s and the inputs x^s of the steps s = t-R+1 ... t. With R = 1 nothing is dropped where
+    the group has no memory of its own, D = 0.
 
     Parameters
     ----------
@@ -18,22 +23,102 @@ class LatestStepTraceRule(TraceRule):
         Of an op with an input.
     uses : int
         n.
+    steps : int
+        R.
     """
 
-    def __init__(self, rule: TraceRule, uses: int):
+    def __init__(self, rule: TraceRule, uses: int, steps: int = 1):
         super().__init__(rule.fn)
-        self.rule, self.uses = rule, uses
+        self.rule, self.uses, self.steps = rule, uses, steps
 
     def init(self, x, weights, y, num_states, params, dtype):
-        factor = jnp.zeros((self.uses, num_states, *y.shape), dtype)
-        return {"factor": factor, "x": jnp.zeros((self.uses, *x.shape), x.dtype)}
+        lead = (self.uses, self.steps)
+        return {"factor": jnp.zeros((*lead, num_states, *y.shape), dtype), "x": jnp.zeros((*lead, *x.shape), x.dtype)}
 
     def accumulate(self, xs, factors, weights, params):
-        return {"factor": factors, "x": xs}
+        return {"factor": self._recent(factors), "x": self._recent(xs)}
+
+    def advance(self, trace, blocks, xs, factors, weights, params):
+        old = trace["factor"]
+        kept = sum(blocks[:, r] * old[:, :, r, None] for r in range(old.shape[2]))
+        factor = self._recent(factors.astype(old.dtype), kept.astype(old.dtype))
+        return {"factor": factor, "x": self._recent(xs.astype(trace["x"].dtype), trace["x"])}
 
     def contract(self, trace, signal, weights, params):
-        sent = (trace["factor"].astype(signal.dtype) * signal).sum(1)
-        return self.rule.pullback(trace["x"], weights, sent, params)
+        xs, sent = (v.reshape(-1, *v.shape[2:]) for v in self.sent(trace, signal))
+        return self.rule.pullback(xs, weights, sent, params)
+
+    def sent(self, trace: Any, signal: Any) -> tuple[Any, Any]:
+        """Inputs (n, R, *x) of the steps that are kept, and what their outputs (n, R, *y) receive from a signal."""
+        return trace["x"], over_states(trace["factor"].astype(signal.dtype) * signal, 2)
+
+    def _recent(self, new: Any, old: Any = None) -> Any:
+        """The last R of `old`, (n, R, ...), followed by `new`, (n · K, ...)."""
+        new = new.reshape(self.uses, -1, *new.shape[1:])
+        if old is not None and new.shape[1] < self.steps:
+            new = jnp.concatenate([old, new], 1)
+        return new[:, -self.steps :]
+
+
+class Norms(NamedTuple):
+    """Largest norms, over positions, of the products of D in a window of K steps.
+
+    Attributes
+    ----------
+    suffixes : array (K,)
+        Of D^K ... D^{t+1} for t = 1 ... K.
+    whole : array ()
+        Of D^K ... D^1.
+    single : array ()
+        Of the largest D^t.
+    """
+
+    suffixes: Any
+    whole: Any
+    single: Any
+
+
+class TruncatedTraceRule(RecentStepsTraceRule):
+    """The trace rule of an op whose exact trace ε^t is replaced by the factors of the last R steps.
+
+    Those steps alone have the trace
+
+        ε^t  -  P ε^{t-R},        P = D^t D^{t-1} ... D^{t-R+1}
+
+    so that a signal κ misses κᵀ P ε^{t-R}, at each position at most ‖κ‖ ‖P‖ ‖ε^{t-R}‖. The norms are followed beside
+    the factors: ``"norms"`` (R + 1,) bound those of D^t ... D^{s+1} for the step s = t-R and the R steps that are kept,
+    zero where there was no such step; ``"left"`` is the largest ‖P‖ that anything was left out behind, ``"largest"`` ρ,
+    that of a single D, so that ‖P‖ ≤ ρ^R.
+
+    Parameters
+    ----------
+    rule : TraceRule
+        Of an op with an input.
+    uses : int
+        Of the weight in a step.
+    steps : int
+        R.
+    exact : TraceRule
+        Of the trace that this one stands for.
+    """
+
+    def __init__(self, rule: TraceRule, uses: int, steps: int, exact: TraceRule):
+        super().__init__(rule, uses, steps)
+        self.exact = exact
+
+    def init(self, x, weights, y, num_states, params, dtype):
+        trace = super().init(x, weights, y, num_states, params, dtype)
+        zero = jnp.zeros((), jnp.float32)
+        return trace | {"norms": jnp.zeros(self.steps + 1, jnp.float32), "left": zero, "largest": zero}
+
+    def bounded(self, trace: Any, old: Any, norms: Norms) -> Any:
+        """`trace` at the exit of a window, with the norms that follow from those in `old`, at its entry."""
+        recent = jnp.concatenate([old["norms"] * norms.whole, norms.suffixes])[-self.steps - 1 :]
+        return trace | {
+            "norms": recent,
+            "left": jnp.maximum(old["left"], recent[0]),
+            "largest": jnp.maximum(old["largest"], norms.single),
+        }
 
 
 class FactoredTraceRule(TraceRule):

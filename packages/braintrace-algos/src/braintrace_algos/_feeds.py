@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,6 +12,12 @@ from braintrace_compiler import Feed, FeedKind
 def feed_shape(feed: Feed, y_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the elements that carry a trace: those of y, or the positions where y is broadcast."""
     return feed.index.shape if feed.kind is FeedKind.BROADCAST else tuple(y_shape)
+
+
+def over_states(values: Any, axis: int) -> Any:
+    """The sum over the axis of states."""
+    # Unrolled: of products with six axes and more, XLA 0.10.2 on CPU returns rubbish, or crashes.
+    return sum(jax.lax.index_in_dim(values, s, axis, keepdims=False) for s in range(values.shape[axis]))
 
 
 def spread(feed: Feed, values: Any, lead: int) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
+from braintrace_primitives._jax_compat import under_trace
 
 from ._checkpoint import Checkpoints
 from ._checks import check_arguments, check_choice, check_state_shapes, check_window, warn_of_unseen_states
@@ -21,6 +22,7 @@ from ._recording import Recording, active_recording
 from ._sequence import DriverCache
 from ._step import StepResult, run_step
 from ._stream import Streaming
+from ._truncation import CarryChoice, Truncation
 from ._windows import run_window
 from .carries import Carry, TraceCarry
 
@@ -57,6 +59,11 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         Let traces take in linear memory behind them, such as that of a leaky readout, where the compiler proves that
         this is exact. Algorithms with a trace for each synapse do so when q^t = ∂l^t/∂h^{t-1} meets the trace; for the
         others the option changes nothing. Each absorbed state adds one to the states of the group's traces.
+    carry : str, Truncate or mapping
+        What is kept of each trace: "trace", all of it; ``Truncate(R)``, the factors of the last R steps, where they
+        take less; "truncate", the same with R = 64. A mapping gives one of these for weights, by path
+        (``"conv.weight"``), or for operations (``"etp_conv"``), and the other traces are kept whole. `truncation`
+        bounds what is left out.
     name : str, optional
 
     Attributes
@@ -82,6 +89,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         batch_size: int | None = None,
         mapped: bool = False,
         absorb: bool = True,
+        carry: Any = "trace",
         name: str | None = None,
     ):
         super().__init__(name=name)
@@ -97,7 +105,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
             graph,
             strict=vjp_method == "single-step",
             batch=batch_size if mapped else None,
-            carry=self._make_carry(),
+            carry=self._make_carry().keeping(CarryChoice.of(carry)),
             signal=self.signal if vjp_method == "single-step" else "past",
             absorb=absorb,
         )
@@ -120,9 +128,15 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     @property
     def report(self) -> CompilationReport:
         """What the compiler understood of the model, what the strict gradient leaves out, and what is carried."""
-        report = self.graph.report(self.plan.batch or 1, self.plan.memories)
+        report = self.graph.report(self.plan.batch or 1, self.plan.memories, self.plan.truncated)
         remarks = self.plan.carry.remarks(self.plan)
-        return report._replace(notes="\n".join(filter(None, [report.notes, *remarks])))
+        short = [] if under_trace() else [str(trace) for trace in self.truncation.traces]
+        return report._replace(notes="\n".join(filter(None, [report.notes, *remarks, *short])))
+
+    @property
+    def truncation(self) -> Truncation:
+        """The traces that are cut short (option `carry`), and what is known of the credit that they leave out."""
+        return Truncation(self.plan.carry.truncated(self.plan, self.etraces.value))
 
     def _make_carry(self) -> Carry:
         """What this algorithm keeps of the past."""

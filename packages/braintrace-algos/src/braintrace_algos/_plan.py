@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from braintrace_compiler import (
+    Certificate,
     ETraceGraph,
     Feed,
     FeedKind,
@@ -24,6 +25,7 @@ from braintrace_primitives import TraceRule
 from braintrace_primitives._jax_compat import eval_jaxpr
 
 from ._absorption import absorbed_signals
+from ._factored_rules import TruncatedTraceRule
 
 Operands = tuple[dict[str, Any], ...]
 """Weight operands, one dict for each marked operation, keyed by trainable name."""
@@ -142,6 +144,19 @@ class Plan(NamedTuple):
     def parameters(self) -> dict[Any, brainstate.State]:
         """The parameters by path."""
         return {s.path: s.state for s in self.graph.module_info.parameters}
+
+    @property
+    def truncated(self) -> dict[tuple[Any, int], int]:
+        """Output of an operation and ordinal of a group -> the number of steps that stand for the trace."""
+        return {
+            (self.operations[c.operation].y_var, c.group): c.rule.steps
+            for c in self.traced_couplings
+            if isinstance(c.rule, TruncatedTraceRule)
+        }
+
+    def certificates(self) -> tuple[Certificate, ...]:
+        """What a strict gradient with these traces leaves out, for each marked operation."""
+        return self.graph.certificates(self.memories, self.truncated)
 
     def weights(self, parameter_leaves: Sequence[Any]) -> Operands:
         """The weight operands that the parameters make: the chains g of semantics, section 2."""

@@ -4,6 +4,7 @@ import enum
 import functools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ._absorption import LinearMemory, absorbed_groups
@@ -16,6 +17,9 @@ from ._module_info import ModuleInfo
 from ._operations import MarkedOperation, time_varying_operations
 from ._reach import reach_of
 from ._relations import HiddenParamOpRelation
+
+Truncated = Mapping[tuple[Var, int], int]
+"""Output of an operation and number of a group -> the number of steps that a learner keeps in place of the trace."""
 
 
 class Omission(enum.Enum):
@@ -31,6 +35,8 @@ class Omission(enum.Enum):
     """Positions are mixed in the transition, or on the way from the operation into it."""
     NOT_CARRIED = "not carried"
     """The operation was told to keep no trace of one of its weights, such as `lora_matmul` with ``carry_b=False``."""
+    OLDER_STEPS = "older steps"
+    """The learner was told to keep the last steps only, in place of the trace (``carry="truncate"``)."""
     TIME_VARYING_WEIGHT = "time-varying weight"
     """The weight depends on data or state: no trace follows it, nor a bias beside it."""
     UNTRACED_USE = "untraced use"
@@ -75,10 +81,12 @@ def certify(
     transitions: Sequence[LocalTransition],
     program: Jaxpr,
     absorbed: Sequence[LinearMemory] = (),
+    truncated: Truncated = MappingProxyType({}),
 ) -> tuple[Certificate, ...]:
     """The certificate of each marked operation, in the order of `operations`; those of time-varying weights last.
 
     `program` is the perturbed step, in which the weights of `operations` are inputs.
+    `absorbed` and `truncated` are as in `ETraceGraph.certificates`.
     """
     mixing = _union(recurrent_operations(minfo, groups).values())
     remembering = recalled_groups(minfo, groups)
@@ -108,7 +116,9 @@ def certify(
         unmatched = _groups_at(reach.apart, groups, k) & ~own & remembering
         if own & mixed or unmatched or (relation and any(f.kind is FeedKind.DIAGONAL for f in relation.feeds)):
             found.append(Omission.POSITION_MIXING)
-        if own & remembering and operation.spec.trace_rule.uncarried(operation.eqn.params):
+        if any((operation.y_var, g) in truncated for g in numbers(own & remembering)):
+            found.append(Omission.OLDER_STEPS)
+        elif own & remembering and operation.spec.trace_rule.uncarried(operation.eqn.params):
             found.append(Omission.NOT_CARRIED)
         if besides.intersection(operation.parameter_paths):
             found.append(Omission.UNTRACED_USE)

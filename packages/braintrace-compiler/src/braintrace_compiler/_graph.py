@@ -2,10 +2,11 @@
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ._absorption import LinearMemory
-from ._certificate import Certificate, certify
+from ._certificate import Certificate, Truncated, certify
 from ._contracts import ensure_perturbation, ensure_program, ensure_relations
 from ._control_flow import ControlFlowPolicy
 from ._diagnostics import CompilationRecord, DiagnosticKind, Path, emit_warnings, render, select
@@ -66,13 +67,18 @@ class ETraceGraph(NamedTuple):
         print(render(records) or "no such diagnostics")
         return records
 
-    def certificates(self, absorbed: Sequence[LinearMemory] = ()) -> tuple[Certificate, ...]:
+    def certificates(
+        self, absorbed: Sequence[LinearMemory] = (), truncated: Truncated = MappingProxyType({})
+    ) -> tuple[Certificate, ...]:
         """What a strict gradient leaves out, for each marked operation.
 
         Parameters
         ----------
         absorbed : sequence of LinearMemory
             Those of ``hidden_perturb.memories`` that a learner takes into its traces.
+        truncated : mapping
+            (y, group), the output of an operation and the number of a group that it drives -> the number of steps that
+            a learner keeps in place of the trace.
         """
         perturb = self.hidden_perturb
         return certify(
@@ -83,16 +89,22 @@ class ETraceGraph(NamedTuple):
             perturb.transitions,
             perturb.full.jaxpr,
             absorbed,
+            truncated,
         )
 
-    def report(self, copies: int = 1, absorbed: Sequence[LinearMemory] = ()) -> CompilationReport:
+    def report(
+        self,
+        copies: int = 1,
+        absorbed: Sequence[LinearMemory] = (),
+        truncated: Truncated = MappingProxyType({}),
+    ) -> CompilationReport:
         """The page to read about this graph: groups, relations, omissions, memory, weights without a trace.
 
         Parameters
         ----------
         copies : int
             How many copies of the model a learner maps over a batch; what is carried is carried for each.
-        absorbed : sequence of LinearMemory
+        absorbed, truncated
             As in `certificates`.
 
         Returns
@@ -103,9 +115,10 @@ class ETraceGraph(NamedTuple):
             self.module_info,
             self.hidden_param_op_relations,
             self.hidden_perturb,
-            self.certificates(absorbed),
+            self.certificates(absorbed, truncated),
             self.diagnostics,
             copies,
+            truncated,
         )
 
     def to_mermaid(self) -> str:

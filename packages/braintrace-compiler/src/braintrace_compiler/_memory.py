@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Container, Iterable, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ._absorption import LinearMemory
+from ._certificate import Truncated
 from ._constant_factors import factored_states
 from ._diagnostics import Path
 from ._feeds import Feed, FeedKind, LocalTransition
@@ -29,7 +31,7 @@ class RelationMemory(NamedTuple):
         Bytes of two factors in its place, the input's apart.
     kept_as : str
         "a full trace"; "filtered inputs", wholly or "in part", where D and F into states are proven constant; "the
-        latest step" where the group has no memory of its own.
+        latest step" where the group has no memory of its own; "the last R steps" where a learner cuts it short.
     """
 
     trace: int
@@ -42,10 +44,12 @@ def relation_memory(
     relation: HiddenParamOpRelation,
     read: Container[Path],
     absorbed: Sequence[LinearMemory] = (),
+    truncated: Truncated = MappingProxyType({}),
 ) -> RelationMemory:
     """Bytes for one relation, all groups that it drives and all uses of its weight taken together.
 
-    `read` names the hidden states whose past matters, see `states_read`; `absorbed` is what a learner takes in.
+    `read` names the hidden states whose past matters, see `states_read`; `absorbed` is what a learner takes in, and
+    `truncated` what it cuts short.
     """
     operation, trace, factors, kept = relation.operation, 0, 0, set()
     for group, feed in zip(relation.hidden_groups, relation.feeds, strict=True):
@@ -61,10 +65,11 @@ def relation_memory(
         if not states and not more:
             continue
         slots = [transition.y_vars.index(use.y_var) for use in relation.uses]
-        if not (transition.remembers or more) and operation.x_var is not None:
+        steps = truncated.get((relation.y_var, group.index), 0 if transition.remembers or more else 1)
+        if steps and operation.x_var is not None:
             x = int(operation.x_var.aval.size) * np.dtype(operation.x_var.aval.dtype).itemsize
-            trace += len(relation.uses) * (len(states) * math.prod(elements) * size + x)
-            kept.add("the latest step")
+            trace += len(relation.uses) * steps * ((len(states) + more) * math.prod(elements) * size + x)
+            kept.add(f"the last {steps} steps" if steps > 1 else "the latest step")
             continue
         constant = len(factored_states(transition, slots, feed, operation, states))
         rest = len(states) - constant + more

@@ -4,9 +4,10 @@ import html
 import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ._certificate import Certificate, summarise
+from ._certificate import Certificate, Truncated, summarise
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path, render
 from ._feeds import LocalTransition
 from ._memory import influence_bytes, input_bytes, relation_memory, states_read
@@ -37,7 +38,7 @@ class CompilationReport(NamedTuple):
     operations : tuple of dict
         Every marked operation: primitive, weights, number of uses in a step, groups it drives, what a strict gradient
         omits, bytes of its trace, and as what it is kept: "a full trace"; "filtered inputs" where D and F are proven
-        constant; "the latest step" where nothing is remembered.
+        constant; "the latest step" where nothing is remembered; "the last R steps" where a learner cuts it short.
     carries : tuple of dict
         What an algorithm may keep of the past, and the bytes it takes for the whole model.
     untraced : tuple of dict
@@ -101,6 +102,7 @@ def make_report(
     certificates: Sequence[Certificate],
     records: Sequence[CompilationRecord],
     copies: int = 1,
+    truncated: Truncated = MappingProxyType({}),
 ) -> CompilationReport:
     """Gather what `CompilationReport` shows; what is carried is carried for each of `copies` of the model."""
     groups = tuple(
@@ -113,7 +115,7 @@ def make_report(
         }
         for t in perturb.transitions
     )
-    operations = _operations(relations, perturb, certificates, copies)
+    operations = _operations(relations, perturb, certificates, copies, truncated)
     serious = (r for r in records if r.level is not DiagnosticLevel.INFO)
     notes = render(r for r in serious if r.kind is not DiagnosticKind.RELATION_EXCLUDED_NON_TEMPORAL)
     notes = "\n".join(filter(None, [notes, *_remarks(relations, operations)]))
@@ -137,6 +139,7 @@ def _operations(
     perturb: HiddenPerturbation,
     certificates: Sequence[Certificate],
     copies: int,
+    truncated: Truncated,
 ) -> tuple[dict[str, Any], ...]:
     relation_of = {use.y_var: r for r in relations for use in r.uses}
     read = states_read(perturb, perturb.strict)
@@ -152,7 +155,7 @@ def _operations(
         relation = relation_of.get(op.y_var)
         indices = [g.index for g in relation.hidden_groups] if relation else []
         absorbed = same[0].absorbed
-        memory = relation_memory(perturb.transitions, relation, read, absorbed) if relation else None
+        memory = relation_memory(perturb.transitions, relation, read, absorbed, truncated) if relation else None
         operations.append(
             {
                 "operation": op.spec.name + (f", {len(same)} uses" if len(same) > 1 else ""),

@@ -38,6 +38,9 @@ from braintrace_algos import SingleStepData as SingleStepData
 from braintrace_algos import SnAp as SnAp
 from braintrace_algos import SyntheticGradient as SyntheticGradient
 from braintrace_algos import ThreeFactor as ThreeFactor
+from braintrace_algos import Truncate as Truncate
+from braintrace_algos import TruncatedTrace as TruncatedTrace
+from braintrace_algos import Truncation as Truncation
 from braintrace_algos import UnknownAlgorithmError as UnknownAlgorithmError
 from braintrace_algos import compare_gradients as compare_gradients
 from braintrace_algos import compile as compile

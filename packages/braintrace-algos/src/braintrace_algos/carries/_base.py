@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import Derivatives, StepResult, operation_inputs
+from braintrace_algos._truncation import CarryChoice, TruncatedTrace
 
 
 class Carry:
@@ -26,6 +28,16 @@ class Carry:
     absorbs: ClassVar[bool] = False
     """Whether traces may take in memory behind their groups."""
 
+    def keeping(self, choice: CarryChoice) -> "Carry":
+        """This carry, with traces that are cut short where `choice` says so."""
+        if choice.truncates:
+            raise LearnerError(
+                "This algorithm has no traces that could be cut short.",
+                where="carry",
+                expected='carry="trace", or an algorithm with a trace for each weight, such as D_RTRL',
+            )
+        return self
+
     def prepare(self, plan: Plan) -> Plan:
         """The plan as this carry lays it out, once."""
         return plan
@@ -33,6 +45,10 @@ class Carry:
     def remarks(self, plan: Plan) -> list[str]:
         """What a reader of the report should know of this carry, one line each."""
         return []
+
+    def truncated(self, plan: Plan, carry: Any) -> tuple[TruncatedTrace, ...]:
+        """The traces that are cut short, with what `carry` knows of them."""
+        return ()
 
     def observe(self, plan: Plan, result: StepResult) -> Any:
         """What to keep of a step on the tape."""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._feeds import collect, feed_shape, spread
+from braintrace_algos._feeds import collect, feed_shape, over_states, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._step import Derivatives, StepResult, local_derivatives
@@ -83,7 +83,7 @@ class FactoredCarry(Carry):
             x[k] = history["x"][str(k)].astype(x[k].dtype)
         for c in _factored(plan):
             sent = spread(c.feed, window.signals[c.group], 2) * self._normalised(history["f"][c.key], history["steps"])
-            onto_y = collect(c.feed, sent.sum(1), plan.operations[c.operation].y_var.aval.shape)
+            onto_y = collect(c.feed, over_states(sent, 1), plan.operations[c.operation].y_var.aval.shape)
             g[c.operation] = g[c.operation] + onto_y.astype(g[c.operation].dtype)
         return Folded(x, g, exact.past, new)
 
@@ -94,7 +94,7 @@ class FactoredCarry(Carry):
         for c in _factored(plan):
             operation = plan.operations[c.operation]
             sent = spread(c.feed, signals[c.group], 1) * self._normalised(carry["f"][c.key], carry["steps"])
-            g = collect(c.feed, sent.sum(0)[None], operation.y_var.aval.shape)
+            g = collect(c.feed, over_states(sent, 0)[None], operation.y_var.aval.shape)
             x = carry["x"][str(c.operation)][None].astype(operation.x_var.aval.dtype)
             dw = operation.spec.trace_rule.pullback(x, weights[c.operation], g, operation.eqn.params)
             for name, value in dw.items():

@@ -1,20 +1,24 @@
 """Eligibility traces: one for each marked operation and hidden group that it drives."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._factored_rules import FactoredTraceRule, LatestStepTraceRule
+from braintrace_algos._factored_rules import FactoredTraceRule, RecentStepsTraceRule, TruncatedTraceRule
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
+from braintrace_algos._sizes import tree_bytes
 from braintrace_algos._step import Derivatives, StepResult, local_derivatives
+from braintrace_algos._truncation import CarryChoice, TruncatedTrace
 from braintrace_compiler import factored_states
 from braintrace_primitives import TraceRule
 
 from ._base import Carry
+from ._norms import window_norms
 from ._recursion import backwards, past_signals, state_signals
 
 
@@ -23,9 +27,31 @@ class TraceCarry(Carry):
 
     every_state = False
     absorbs = True
+    factors: ClassVar[bool] = True
+    """Whether D and F are those that the compiler proves constants of."""
+    choice = CarryChoice(None, {})
+
+    def keeping(self, choice: CarryChoice) -> Carry:
+        new = copy.copy(self)
+        new.choice = choice
+        return new
 
     def prepare(self, plan: Plan) -> Plan:
-        """Traces that are proven to factorise, in part or whole, are kept as factors."""
+        """Traces that are proven to factorise are kept as factors, and others cut short where that was chosen."""
+        self.choice.require_known(plan.operations)
+        rules = self._exact_rules(plan) if self.factors else {}
+        for key, (c, *others) in plan.traces.items():
+            kept = self.choice.for_operation(plan.operations[c.operation])
+            if kept is None or plan.operations[c.operation].x_var is None:
+                continue
+            exact = rules.get(key, c.rule)
+            short = TruncatedTraceRule(c.rule, 1 + len(others), kept.steps, exact)
+            if tree_bytes(self._zeros(plan, c, short)) < tree_bytes(self._zeros(plan, c, exact)):
+                rules[key] = short
+        return plan._replace(couplings=tuple(c._replace(rule=rules.get(c.trace, c.rule)) for c in plan.couplings))
+
+    def _exact_rules(self, plan: Plan) -> dict[str, TraceRule]:
+        """Rules of the traces that are proven to factorise, in part or whole."""
         rules: dict[str, TraceRule] = {}
         for key, (c, *others) in plan.traces.items():
             transition, operation = plan.transitions[c.group], plan.operations[c.operation]
@@ -33,8 +59,8 @@ class TraceCarry(Carry):
             if states := factored_states(transition, slots, c.feed, operation, plan.live[c.group]):
                 rules[key] = FactoredTraceRule(c.rule, states)
             elif not (transition.remembers or plan.memories_of(c.group)) and operation.x_var is not None:
-                rules[key] = LatestStepTraceRule(c.rule, len(slots))
-        return plan._replace(couplings=tuple(c._replace(rule=rules.get(c.trace, c.rule)) for c in plan.couplings))
+                rules[key] = RecentStepsTraceRule(c.rule, len(slots))
+        return rules
 
     def remarks(self, plan: Plan) -> list[str]:
         return [
@@ -50,17 +76,19 @@ class TraceCarry(Carry):
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         """Zero traces by key, at least in single precision unless `dtype` says otherwise."""
-        traces = {}
-        for key, (c, *_) in plan.traces.items():
-            operation = plan.operations[c.operation]
-            weights = {n: _struct(v.aval) for n, v in operation.weight_vars.items()}
-            x = None if operation.x_var is None else _struct(operation.x_var.aval)
-            aval = operation.y_var.aval
-            y = jax.ShapeDtypeStruct(feed_shape(c.feed, aval.shape), aval.dtype)
-            precision = dtype or jnp.promote_types(aval.dtype, jnp.float32)
-            S = self.num_states(plan, c.group)
-            traces[key] = c.rule.init(x, weights, y, S, operation.eqn.params, precision)
-        return traces
+        traces = {key: self._zeros(plan, c, c.rule, dtype) for key, (c, *_) in plan.traces.items()}
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), traces)
+
+    def _zeros(self, plan: Plan, c: Coupling, rule: TraceRule, dtype: Any = None) -> Any:
+        """Shapes and dtypes of the trace of a coupling by some rule."""
+        operation = plan.operations[c.operation]
+        weights = {n: _struct(v.aval) for n, v in operation.weight_vars.items()}
+        x = None if operation.x_var is None else _struct(operation.x_var.aval)
+        aval = operation.y_var.aval
+        y = jax.ShapeDtypeStruct(feed_shape(c.feed, aval.shape), aval.dtype)
+        precision = dtype or jnp.promote_types(aval.dtype, jnp.float32)
+        S = self.num_states(plan, c.group)
+        return jax.eval_shape(lambda: rule.init(x, weights, y, S, operation.eqn.params, precision))
 
     def num_states(self, plan: Plan, group: int) -> int:
         """States of a trace at each position."""
@@ -90,7 +118,21 @@ class TraceCarry(Carry):
                 if entry is None:
                     sent = collect(c.feed, R[c.key][:, 0], plan.operations[c.operation].y_var.aval.shape)
                     g[c.operation] = g[c.operation] + sent.astype(g[c.operation].dtype)
-        return Folded(list(tape.x), g, *self._turn(plan, carry, signals, P, PF, tape.x, weights))
+        x = list(tape.x)
+        for c, xs, gs in self._kept(plan, carry, signals):
+            x[c.operation] = jnp.concatenate([xs.astype(x[c.operation].dtype), x[c.operation]])
+            g[c.operation] = jnp.concatenate([gs.astype(g[c.operation].dtype), g[c.operation]])
+        past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights)
+        short = _short(plan)
+        new |= {k: _exit_one(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
+        return Folded(x, g, past, _bounded(plan, carry, new, tape.D))
+
+    def _kept(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> Iterator[tuple[Coupling, Any, Any]]:
+        """The steps that are kept of the traces that are cut short, by use of the weight: (R, *x), received (R, *y)."""
+        for key, rule, uses in _short(plan):
+            xs, sent = rule.sent(carry[key], spread(uses[0].feed, signals[uses[0].group], 1))
+            for i, use in enumerate(uses):
+                yield use, xs[i], collect(use.feed, sent[i], plan.operations[use.operation].y_var.aval.shape)
 
     def _signals(self, plan: Plan, window: Window, index: int) -> tuple[Any, Any]:
         """(q, l) of `backwards`; zeros where the past enters as a whole."""
@@ -134,8 +176,19 @@ class TraceCarry(Carry):
         return _by_operation(plan, past), new
 
     def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
-        PF, x = jax.tree.map(lambda v: v[None], (tape.F, tape.x))
-        return self._exit(plan, carry, tape.D, PF, x, weights)
+        D, PF, x = jax.tree.map(lambda v: v[None], (tape.D, tape.F, tape.x))
+        return _bounded(plan, carry, self._exit(plan, carry, tape.D, PF, x, weights), D)
+
+    def truncated(self, plan: Plan, carry: Any) -> tuple[TruncatedTrace, ...]:
+        copies, found = plan.batch or 1, []
+        for key, rule, (c, *_) in _short(plan):
+            names, trace = plan.operations[c.operation].parameter_paths, carry[key]
+            exact = copies * tree_bytes(self._zeros(plan, c, rule.exact))
+            size = tree_bytes(trace)
+            weights = tuple(".".join(map(str, path)) for path in names)
+            left, largest = trace["left"].max(), trace["largest"].max()
+            found.append(TruncatedTrace(key, weights, rule.steps, size, exact - size, left, largest))
+        return tuple(found)
 
     def _exit(
         self, plan: Plan, carry: Any, P: Mapping[int, Any], PF: Mapping[str, Any], x: Any, weights: Operands
@@ -155,6 +208,24 @@ class TraceCarry(Carry):
             key: _exit_one(plan, uses, carry[key], P.get(uses[0].group), PF, x, weights)
             for key, uses in plan.traces.items()
         }
+
+
+def _short(plan: Plan) -> list[tuple[str, TruncatedTraceRule, tuple[Coupling, ...]]]:
+    """The traces that are cut short, with the uses of the weight."""
+    traces = ((key, uses[0].rule, uses) for key, uses in plan.traces.items())
+    return [(key, rule, uses) for key, rule, uses in traces if isinstance(rule, TruncatedTraceRule)]
+
+
+def _whole(plan: Plan) -> Plan:
+    """The plan of the other traces."""
+    return plan._replace(couplings=tuple(c for c in plan.couplings if not isinstance(c.rule, TruncatedTraceRule)))
+
+
+def _bounded(plan: Plan, carry: Any, new: Any, D: Mapping[int, Any]) -> Any:
+    """The traces `new` at the exit of a window, those that are cut short with their bounds; D (K, S, S, *positions)."""
+    short = _short(plan)
+    norms = {index: window_norms(D[index]) for index in {uses[0].group for _, _, uses in short}}
+    return new | {key: rule.bounded(new[key], carry[key], norms[uses[0].group]) for key, rule, uses in short}
 
 
 def _received(own: Sequence[Coupling], tape: Derivatives, index: int, q: Any, l: Any) -> tuple[dict[str, Any], Any]:

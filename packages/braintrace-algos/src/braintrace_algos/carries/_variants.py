@@ -11,6 +11,7 @@ from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import Derivatives, StepResult
+from braintrace_algos._truncation import TruncatedTrace
 from braintrace_compiler import Omission, true_diagonals
 from braintrace_primitives._jax_compat import eval_jaxpr
 
@@ -35,11 +36,10 @@ class FilteredTraceCarry(TraceCarry):
         In [0, 1).
     """
 
+    factors = False
+
     def __init__(self, kappa: float):
         self.kappa = kappa
-
-    def prepare(self, plan: Plan) -> Plan:
-        return plan
 
     def num_states(self, plan: Plan, group: int) -> int:
         return super().num_states(plan, group) * (2 if group in recurrent_groups(plan) else 1)
@@ -77,9 +77,7 @@ class CoupledTraceCarry(TraceCarry):
     """
 
     every_state = True
-
-    def prepare(self, plan: Plan) -> Plan:
-        return plan
+    factors = False
 
     def observe(self, plan: Plan, result: StepResult) -> Derivatives:
         tape = super().observe(plan, result)
@@ -138,6 +136,9 @@ class ModulatedTraceCarry(TraceCarry):
         if plan.batch is not None and value.ndim == 0:
             value = jnp.broadcast_to(value, (plan.batch,))
         return Modulated(*super().observe(plan, result), value)
+
+    def truncated(self, plan: Plan, carry: Any) -> tuple[TruncatedTrace, ...]:
+        return super().truncated(plan, carry["trace"])
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         value = jnp.asarray(self.modulator.value)
