@@ -38,9 +38,13 @@ class Network(brainstate.nn.Module):
 def gradient(hidden: int, algorithm: str, **options: Any) -> Any:
     """A compiled call that computes the gradient of a sequence."""
     brainstate.random.seed(0)
+    return gradient_by(braintrace.compile(Network(hidden), algorithm, jnp.zeros(INPUTS), **options))
+
+
+def gradient_by(learner: Any, steps: int = STEPS) -> Any:
+    """The same for a learner of `INPUTS` inputs and `OUTPUTS` outputs."""
     rng = np.random.default_rng(0)
-    xs, ys = (jnp.asarray(rng.normal(size=(STEPS, n)), jnp.float32) for n in (INPUTS, OUTPUTS))
-    learner = braintrace.compile(Network(hidden), algorithm, xs[0], **options)
+    xs, ys = (jnp.asarray(rng.normal(size=(steps, n)), jnp.float32) for n in (INPUTS, OUTPUTS))
     face = learner.functional()
     params, state = face.init()
 

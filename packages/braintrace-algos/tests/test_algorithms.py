@@ -266,6 +266,41 @@ def test_dni_starts_as_truncated_backpropagation_and_learns_the_credit_beyond():
         gradient("dni", rate=3.0)
 
 
+@pytest.mark.parametrize("name", ["rtrl", "snap", "uoro"])
+def test_influences_are_kept_in_single_precision(name):
+    class Half(LeakyTanh):
+        def update(self, x):
+            self.h.value = self.h.value.astype(jnp.bfloat16)
+            return super().update(x.astype(jnp.bfloat16))
+
+        def init_state(self, batch_size=None):
+            self.h = brainstate.HiddenState(jnp.zeros((batch_size, H), jnp.bfloat16))
+
+    model = Half()
+    for state in (model.W, model.V):
+        state.value = state.value.astype(jnp.bfloat16)
+    learner, _, grads = gradient(name, model)
+    kept = [leaf.dtype for leaf in jax.tree.leaves(learner.etraces.value) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert set(kept) == {jnp.dtype(jnp.float32)}
+    assert grads["W"].dtype == jnp.bfloat16
+    if name == "rtrl":
+        exact = gradient("bptt")[2]["W"]
+        assert np.abs(grads["W"].astype(np.float32) - exact).max() < 0.03 * np.abs(exact).max()
+
+
+def test_a_nan_does_not_outlive_a_reset_in_the_guess_of_future_credit():
+    xs = XS.copy()
+    xs[2] = np.nan
+    learner, _, grads = gradient("dni", xs=xs)
+    assert np.isnan(grads["W"]).all()
+    learner.reset_state()
+    step = lambda x, y: ((learner(x) - y) ** 2).sum()  # noqa: E731
+    assert np.isfinite(learner.etrace_grad(XS, YS, step_fn=step)["W",]).all()
+    learnt = learner.etraces.value
+    learner.reset_state()
+    assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (learnt, learner.etraces.value)), strict=True))
+
+
 @pytest.mark.parametrize(
     ("config", "name", "options"),
     [

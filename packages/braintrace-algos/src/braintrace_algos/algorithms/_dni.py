@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from braintrace_algos._checks import check_choice, check_window
 from braintrace_algos._errors import LearnerError
@@ -60,10 +61,11 @@ class DNI(OnlineLearner):
         return outputs if active_recording(self) is not None else jax.tree.map(_undifferentiated, outputs)
 
     def reset_state(self, batch_size: int | None = None) -> None:
-        """See `OnlineLearner.reset_state`; the synthetic gradient stays."""
+        """See `OnlineLearner.reset_state`; the synthetic gradient stays, unless a NaN has spoilt it."""
         learnt = self.etraces.value
         super().reset_state(batch_size)
-        self.etraces.value = learnt
+        sound = jnp.all(jnp.stack([jnp.isfinite(v).all() for v in jax.tree.leaves(learnt)]))
+        self.etraces.value = jax.tree.map(lambda old, new: jnp.where(sound, old, new), learnt, self.etraces.value)
 
 
 @jax.custom_vjp

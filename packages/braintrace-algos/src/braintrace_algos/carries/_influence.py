@@ -126,8 +126,8 @@ class SketchCarry(InfluenceCarry):
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         leaves = plan.parameter_avals()
-        s = jnp.zeros(state_size(plan), dtype or leaves[0].dtype)
-        z = [jnp.zeros(leaf.shape, dtype or leaf.dtype) for leaf in leaves]
+        z = [jnp.zeros(leaf.shape, dtype or at_least_single(leaf.dtype)) for leaf in leaves]
+        s = jnp.zeros(state_size(plan), jnp.result_type(*z))
         return {"s": s, "z": z, "key": jax.random.PRNGKey(0)}
 
     def begin(self, plan: Plan, dtype: Any = None) -> Any:
@@ -145,10 +145,10 @@ class SketchCarry(InfluenceCarry):
         new, pull = jax.vjp(exit, theta, entry)
         # The forward product by the transpose of the reverse one: a custom reverse rule may have no forward one.
         _, push = jax.vjp(lambda ct: pull(ct)[1], jnp.zeros_like(new))
-        moved = push(carry["s"])[0]
+        moved = push(carry["s"].astype(new.dtype))[0].astype(carry["s"].dtype)
         key, sub = jax.random.split(carry["key"])
-        signs = jax.random.rademacher(sub, new.shape, new.dtype)
-        fresh, _ = pull(signs)
+        signs = jax.random.rademacher(sub, new.shape, carry["s"].dtype)
+        fresh = [got.astype(z.dtype) for got, z in zip(pull(signs.astype(new.dtype))[0], carry["z"], strict=True)]
         rho_0 = _balance(_norm(carry["z"]), _norm([moved]))
         rho_1 = _balance(_norm(fresh), _norm([signs]))
         z = [old / rho_0 + got / rho_1 for old, got in zip(carry["z"], fresh, strict=True)]
