@@ -76,7 +76,7 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("algorithm", ["d_rtrl", "pp_prop"])
+@pytest.mark.parametrize("algorithm", ["d_rtrl", "pp_prop", "rtrl"])
 @pytest.mark.parametrize(("batch", "vmap"), [((), False), ((B,), False), ((B,), True)])
 @pytest.mark.parametrize("name", STATES)
 def test_columns_of_one_state_are_states(name, batch, vmap, algorithm):

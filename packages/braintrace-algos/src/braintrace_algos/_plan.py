@@ -188,14 +188,15 @@ class Plan(NamedTuple):
             return values
         return jax.tree.map(lambda v: jnp.broadcast_to(v, (self.batch, *v.shape)), values)
 
-    def by_group(self, per_state: Sequence[Any]) -> dict[int, Any]:
-        """Stack values given for each hidden state into ([copies,] S, *positions), S the live ones of each group."""
+    def by_group(self, per_state: Sequence[Any], cotangents: bool = False) -> dict[int, Any]:
+        """Stack values or cotangents of all hidden states into ([copies,] S, *positions), S the live ones of each."""
         lead = 0 if self.batch is None else 1
         at = {path: i for i, path in enumerate(self.graph.hidden_perturb.perturb_hidden_paths)}
         stacked = {}
         for index in self.traced:
             group = self.transitions[index].group
-            parts = group.split([per_state[at[p]] for p in group.hidden_paths])
+            own = [per_state[at[p]] for p in group.hidden_paths]
+            parts = group.split_cotangents(own) if cotangents else group.split(own)
             stacked[index] = jnp.stack(parts, axis=lead).take(np.array(self.live[index], int), axis=lead)
         return stacked
 
@@ -206,14 +207,14 @@ class Plan(NamedTuple):
 
     def signals(self, per_state: Sequence[Any], weights: Operands) -> dict[int, Any]:
         """Cotangents given for each hidden state, by group as `by_group` does, those of absorbed memory included."""
-        found = self.by_group(per_state)
+        found = self.by_group(per_state, cotangents=True)
         if not self.memories:
             return found
         lead = 0 if self.batch is None else 1
         at = {path: i for i, path in enumerate(self.graph.hidden_perturb.perturb_hidden_paths)}
         ordinal = {op.y_var: k for k, op in enumerate(self.operations)}
         for memory in self.memories:
-            parts = memory.target.split([per_state[at[p]] for p in memory.target.hidden_paths])
+            parts = memory.target.split_cotangents([per_state[at[p]] for p in memory.target.hidden_paths])
             own = weights[ordinal[memory.operation.y_var]]
 
             def single(parts, memory=memory, own=own):

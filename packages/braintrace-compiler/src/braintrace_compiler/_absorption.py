@@ -137,7 +137,7 @@ def find_linear_memories(
     ahead = influence(eqns, sources, barrier=is_marked, closed=closed)
     producers = {v: (order, eqn) for order, eqn in enumerate(eqns) for v in eqn.outvars}
     recurrent = recurrent_operations(minfo, groups)
-    plain = {g.index for g in groups if not transitions[g.index].mixes and not any(g.widths)}
+    plain = {t.group.index for t in transitions if not t.mixes and _is_plain(t)}
     found = []
     for operation, target in ((use, group) for r in relations for use in r.uses for group in r.hidden_groups):
         z, y = operation.x_var, operation.y_var
@@ -170,6 +170,15 @@ def find_linear_memories(
                 taken.append(make(source=groups[g], program=program, constvars=constvars, elements=elements, feeds=own))
         found += [m for m in taken if not _shares_an_input(m, taken, transitions)]
     return tuple(found)
+
+
+def _is_plain(transition: LocalTransition) -> bool:
+    """Whether every hidden state is one real state of a position, and driven by real operations."""
+    group = transition.group
+    real = all(
+        not jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in (*group.hidden_invars, *transition.y_vars)
+    )
+    return real and not any(group.widths)
 
 
 def _local_equations(

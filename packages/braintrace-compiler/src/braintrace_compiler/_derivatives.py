@@ -54,6 +54,8 @@ def differentiate(
             # since a custom reverse rule may have no forward counterpart.
             _, push = jax.vjp(lambda cts, slot=slot: pull(cts)[1][slot], [jnp.zeros_like(v) for v in new])
             pushed = push(jnp.ones_like(y[slot]))[0]
+            if jnp.iscomplexobj(y[slot]):  # states are real: the two parts of F one after the other
+                pushed = [a + 1j * b for a, b in zip(pushed, push(jnp.full_like(y[slot], -1j))[0], strict=True)]
             F.append(jnp.stack([pushed[s] for s in states]))
         elif feed.kind is FeedKind.DIAGONAL:
             diagonals = [true_diagonals(lambda ct, slot=slot: [pull(ct)[1][slot]], new, s)[0] for s in states]

@@ -54,7 +54,7 @@ def _at(group: HiddenGroup, written: Mapping[Path, str], **facts: Any) -> dict[s
 
 def _merged_groups(groups: Sequence[HiddenGroup], written: Mapping[Path, str]) -> Iterator[CompilationRecord]:
     for group in groups:
-        if group.num_state > 1:
+        if len(group.hidden_paths) > 1 or any(group.widths):
             yield CompilationRecord(
                 DiagnosticKind.HIDDEN_GROUP_MERGED,
                 DiagnosticLevel.INFO,

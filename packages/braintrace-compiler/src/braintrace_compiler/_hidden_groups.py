@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import brainstate
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,14 +46,25 @@ class HiddenGroup(NamedTuple):
     widths: tuple[int | None, ...]
 
     @property
+    def held(self) -> tuple[int, ...]:
+        """How many of the S states each hidden state holds; a complex one holds its real and imaginary parts."""
+        pairs = zip(self.hidden_invars, self.widths, strict=True)
+        return tuple((width or 1) * (2 if _is_complex(v) else 1) for v, width in pairs)
+
+    @property
     def num_state(self) -> int:
-        """S, the number of states at each position."""
-        return sum(1 if width is None else width for width in self.widths)
+        """S, the number of states at each position; all are real, a complex hidden state counts as two."""
+        return sum(self.held)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the S states."""
+        return _real_dtype(self.hidden_invars[0].aval.dtype)
 
     @property
     def path_of_each_state(self) -> tuple[Path, ...]:
         """Path of each of the S states of a position; a `HiddenGroupState` holds several."""
-        return tuple(p for p, width in zip(self.hidden_paths, self.widths, strict=True) for _ in range(width or 1))
+        return tuple(p for p, held in zip(self.hidden_paths, self.held, strict=True) for _ in range(held))
 
     @property
     def varshape(self) -> tuple[int, ...]:
@@ -69,6 +81,10 @@ class HiddenGroup(NamedTuple):
         """The position of each element of a hidden state of the group."""
         return position_numbers(self.varshape, var.aval.shape)
 
+    def columns(self, values: Sequence[Any]) -> list[Any]:
+        """Values given for each hidden state, as arrays (..., *varshape), complex where they are."""
+        return [part for value, width in zip(values, self.widths, strict=True) for part in _columns(value, width)]
+
     def split(self, values: Sequence[Any]) -> list[Any]:
         """Values given for each hidden state, as values for each of the S states of a position.
 
@@ -82,35 +98,69 @@ class HiddenGroup(NamedTuple):
         list of array
             S arrays of shape (..., *varshape).
         """
-        return [part for value, width in zip(values, self.widths, strict=True) for part in columns(value, width)]
+        return [part for value in self.columns(values) for part in _parts(value)]
+
+    def split_cotangents(self, values: Sequence[Any]) -> list[Any]:
+        """Cotangents of the hidden states as cotangents of the S states; that of a + ib is ∂l/∂a - i ∂l/∂b."""
+        return self.split([value.conj() if jnp.iscomplexobj(value) else value for value in values])
+
+    def join(self, parts: Sequence[Any]) -> list[Any]:
+        """What `split` took apart."""
+        each, joined = iter(parts), []
+        for v, width, held in zip(self.hidden_invars, self.widths, self.held, strict=True):
+            own = [next(each) for _ in range(held)]
+            joined.append(_joined(own, width, _is_complex(v)))
+        return joined
 
     def by_state(self, program: Jaxpr) -> Jaxpr:
         """`program`, from hidden states and more to hidden states, with each of the S states on its own."""
-        if all(width is None for width in self.widths):
+        if self.num_state == len(self.widths):
             return program
         eqns: list[JaxprEqn] = []
         env: dict[Var, Any] = {}
         inputs: list[Var] = []
-        for v, width in zip(self.hidden_invars, self.widths, strict=True):
-            if width is None:
+        for v, width, held in zip(self.hidden_invars, self.widths, self.held, strict=True):
+            if held == 1 and width is None:
                 inputs.append(v)
                 continue
-            parts = [fresh_var(v.aval.update(shape=v.aval.shape[:-1])) for _ in range(width)]
-            stacking, (env[v],) = splice(lambda *parts: jnp.stack(parts, -1), *parts)
-            inputs += parts
-            eqns += stacking
+            aval = v.aval.update(shape=self.varshape, dtype=_real_dtype(v.aval.dtype))
+            own = [fresh_var(aval) for _ in range(held)]
+            joining, (env[v],) = splice(lambda *parts, v=v, w=width: _joined(parts, w, _is_complex(v)), *own)
+            inputs += own
+            eqns += joining
         emit(eqns, program.eqns, env)
         outputs: list[Any] = []
         for v, width in zip(program.outvars, self.widths, strict=True):
-            taking, parts = splice(lambda whole, width=width: columns(whole, width), resolve(env, v))
+            taking, taken = splice(
+                lambda whole, w=width: [part for c in _columns(whole, w) for part in _parts(c)], resolve(env, v)
+            )
             eqns += taking
-            outputs += parts
+            outputs += taken
         return build_jaxpr([*inputs, *program.invars[len(self.widths) :]], outputs, eqns, like=program)
 
 
-def columns(value: Any, width: int | None) -> list[Any]:
+def _columns(value: Any, width: int | None) -> list[Any]:
     """The states that a hidden state of this width holds along its last axis."""
     return [value] if width is None else [value[..., k] for k in range(width)]
+
+
+def _parts(value: Any) -> list[Any]:
+    """Real and imaginary parts; what is real is its own."""
+    return [jnp.real(value), jnp.imag(value)] if jnp.iscomplexobj(value) else [value]
+
+
+def _joined(parts: Sequence[Any], width: int | None, is_complex: bool) -> Any:
+    if is_complex:
+        parts = [jax.lax.complex(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0] if width is None else jnp.stack(parts, -1)
+
+
+def _is_complex(var: Any) -> bool:
+    return jnp.issubdtype(var.aval.dtype, jnp.complexfloating)
+
+
+def _real_dtype(dtype: Any) -> Any:
+    return jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.complexfloating) else dtype
 
 
 def position_numbers(varshape: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:

@@ -121,7 +121,7 @@ def _find_feed(program: Jaxpr, group: HiddenGroup, k: int, label: np.ndarray, kn
     sources: list[np.ndarray | None] = [None] * len(program.invars)
     sources[k] = np.arange(label.size).reshape(label.shape)
     reached = np.full(own.shape, NONE)
-    for outputs in group.split(propagate_sources(program, sources, known=known)):
+    for outputs in group.columns(propagate_sources(program, sources, known=known)):
         reached = np.where(reached == NONE, outputs, np.where((outputs == NONE) | (outputs == reached), reached, MANY))
     if not np.any(reached == MANY):
         return Feed(FeedKind.BROADCAST, reached)

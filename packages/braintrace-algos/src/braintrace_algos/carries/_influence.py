@@ -183,18 +183,20 @@ def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:
     one = plan._replace(batch=None)
     others = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
     at = {s.path: i for i, s in enumerate(others)}
-    paths = [p for g in plan.traced for p in plan.transitions[g].group.hidden_paths]
+    groups = [plan.transitions[g].group for g in plan.traced]
     values = jax.tree.map(lambda v: v[0], tape.states)
-    shapes = [values[at[p]][0].shape for p in paths]
 
     def flatten(states: list[list[Any]]) -> Any:
-        return jnp.concatenate([states[at[p]][0].reshape(-1) for p in paths])
+        parts = [part for g in groups for part in g.split([states[at[p]][0] for p in g.hidden_paths])]
+        return jnp.concatenate([part.reshape(-1) for part in parts])
 
     def insert(states: list[list[Any]], flat: Any) -> list[list[Any]]:
         states, start = list(states), 0
-        for path, shape in zip(paths, shapes, strict=True):
-            size = math.prod(shape)
-            states[at[path]] = [flat[start : start + size].reshape(shape)]
+        for g in groups:
+            size = g.num_state * math.prod(g.varshape)
+            parts = flat[start : start + size].reshape(g.num_state, *g.varshape)
+            for path, value in zip(g.hidden_paths, g.join(list(parts)), strict=True):
+                states[at[path]] = [value]
             start += size
         return states
 
@@ -219,13 +221,7 @@ def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:
 
 def flat_signals(plan: Plan, signals: Mapping[int, Any]) -> Any:
     """Signals of the groups, (S, *positions) each, in the order of `exit_function`."""
-    flat = []
-    for g in plan.traced:
-        parts = iter(signals[g])
-        for width in plan.transitions[g].group.widths:
-            part = next(parts) if width is None else jnp.stack([next(parts) for _ in range(width)], -1)
-            flat.append(part.reshape(-1))
-    return jnp.concatenate(flat)
+    return jnp.concatenate([signals[g].reshape(-1) for g in plan.traced])
 
 
 def units(plan: Plan) -> np.ndarray:
@@ -233,8 +229,20 @@ def units(plan: Plan) -> np.ndarray:
     found, start = [], 0
     for g in plan.traced:
         group = plan.transitions[g].group
-        found += [start + group.positions_of(v).reshape(-1) for v in group.hidden_invars]
+        found.append(start + np.tile(group.positions.reshape(-1), group.num_state))
         start += group.positions.size
+    return np.concatenate(found)
+
+
+def elements(plan: Plan) -> np.ndarray:
+    """The element that each hidden state is of, all hidden states of the traced groups flat, one after the other."""
+    found, start = [], 0
+    for g in plan.traced:
+        group = plan.transitions[g].group
+        for v, width, held in zip(group.hidden_invars, group.widths, group.held, strict=True):
+            numbers = start + np.arange(v.aval.size).reshape(*group.varshape, width or 1)
+            found.append(np.repeat(np.moveaxis(numbers, -1, 0), held // (width or 1), axis=0).reshape(-1))
+            start += v.aval.size
     return np.concatenate(found)
 
 

@@ -16,7 +16,7 @@ from braintrace_compiler import step_structure
 
 from ._base import Carry
 from ._blocks import Batch, Matrix, kept_blocks, needed_between, reverse_passes, stored
-from ._influence import Replay, at_least_single, exit_function, flat_signals, replay, state_size, units
+from ._influence import Replay, at_least_single, elements, exit_function, flat_signals, replay, state_size, units
 
 
 class Layout(NamedTuple):
@@ -159,16 +159,17 @@ def make_layout(plan: Plan, n: int) -> Layout:
     infos = {s.path: s for s in plan.graph.module_info.hidden}
     hidden = [infos[p] for g in plan.traced for p in plan.transitions[g].group.hidden_paths]
     structure = step_structure(plan.graph.module_info, hidden)
-    unit = units(plan)
-    blocks = [kept_blocks(structure.between, direct, unit, n) for direct in structure.of_parameters]
-    needed = needed_between([block for leaf in blocks for block in leaf], structure.between)
-    of_between = reverse_passes(needed, structure.between)
-    of_direct = [reverse_passes(direct, direct) for direct in structure.of_parameters]
+    at, unit = elements(plan), units(plan)
+    among, of_parameters = structure.between[at][:, at], [direct[at] for direct in structure.of_parameters]
+    blocks = [kept_blocks(among, direct, unit, n) for direct in of_parameters]
+    needed = needed_between([block for leaf in blocks for block in leaf], among)
+    of_between = reverse_passes(needed, among)
+    of_direct = [reverse_passes(direct, direct) for direct in of_parameters]
     distinct = list({found.tobytes(): found for found in (of_between, *of_direct)}.values())
     number = {found.tobytes(): k for k, found in enumerate(distinct)}
     of_leaf = [
-        stored(own, passes, of_between, direct, structure.between)
-        for own, passes, direct in zip(blocks, of_direct, structure.of_parameters, strict=True)
+        stored(own, passes, of_between, direct, among)
+        for own, passes, direct in zip(blocks, of_direct, of_parameters, strict=True)
     ]
     return Layout(
         tuple(map(tuple, of_leaf)),
@@ -176,7 +177,7 @@ def make_layout(plan: Plan, n: int) -> Layout:
         number[of_between.tobytes()],
         tuple(number[found.tobytes()] for found in of_direct),
         sum(block.rows.size * block.cols.size for leaf in blocks for block in leaf),
-        state_size(plan) * sum(direct.shape[1] for direct in structure.of_parameters),
+        state_size(plan) * sum(direct.shape[1] for direct in of_parameters),
     )
 
 

@@ -89,7 +89,7 @@ class SyntheticCarry(Carry):
         guesses = {}
         for index in plan.traced:
             group = plan.transitions[index].group
-            precision = dtype or group.hidden_invars[0].aval.dtype
+            precision = dtype or group.dtype
             guesses[index] = SyntheticGradient.zeros(group.num_state, (group.varshape or (1,))[-1], precision)
         return guesses
 

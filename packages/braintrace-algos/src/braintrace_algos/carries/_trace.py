@@ -141,7 +141,7 @@ class TraceCarry(Carry):
         group = plan.transitions[index].group
         K = jax.tree.leaves(window)[0].shape[0]
         shape = (K, self.num_states(plan, index), *group.varshape)
-        return past_signals(jnp.zeros(shape, group.hidden_invars[0].aval.dtype))
+        return past_signals(jnp.zeros(shape, group.dtype))
 
     def entry_gradient(
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
@@ -168,7 +168,7 @@ class TraceCarry(Carry):
                 past[key] = _contracted(plan, c, carry[key], signals, weights)
                 new[key] = _exit_one(plan, uses, carry[key], blocks, PF, x, weights)
             else:
-                signal = spread(c.feed, signals[c.group], 1)
+                signal = _signal_of(c, carry[key], signals)
                 added = _added(uses, carry[key], blocks, PF, x)
                 past[key], new[key] = c.rule.turn(
                     carry[key], signal, *added, weights[c.operation], plan.operations[c.operation].eqn.params
@@ -252,8 +252,15 @@ def _through_F(c: Coupling, M: Any, F: Any) -> Any:
 
 
 def _contracted(plan: Plan, c: Coupling, trace: Any, signals: Mapping[int, Any], weights: Operands) -> dict[str, Any]:
-    signal, params = spread(c.feed, signals[c.group], 1), plan.operations[c.operation].eqn.params
-    return c.rule.contract(trace, signal, weights[c.operation], params)
+    params = plan.operations[c.operation].eqn.params
+    return c.rule.contract(trace, _signal_of(c, trace, signals), weights[c.operation], params)
+
+
+def _signal_of(c: Coupling, trace: Any, signals: Mapping[int, Any]) -> Any:
+    """The signal at the elements of a trace; states are real, the trace of a complex operation is not."""
+    signal = spread(c.feed, signals[c.group], 1)
+    is_complex = any(map(jnp.iscomplexobj, jax.tree.leaves(trace)))
+    return signal.astype(jnp.result_type(signal, jnp.complex64)) if is_complex else signal
 
 
 def _by_operation(plan: Plan, gradients: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ class FilteredTraceCarry(TraceCarry):
             S = plan.num_states(index)
             own = D.get(index)
             if own is None:
-                own = jnp.zeros((*shape[:axis], S, S, *shape[axis:]), group.hidden_invars[0].aval.dtype)
+                own = jnp.zeros((*shape[:axis], S, S, *shape[axis:]), group.dtype)
             eye = jnp.eye(S, dtype=own.dtype).reshape(S, S, *(1,) * len(group.varshape))
             kept = jnp.broadcast_to(self.kappa * eye, own.shape)
             upper = jnp.concatenate([own, jnp.zeros_like(own)], axis + 1)
@@ -177,7 +177,7 @@ class ModulatedTraceCarry(TraceCarry):
             group = plan.transitions[index].group
             shape = (plan.num_states(index), *group.varshape)
             try:
-                expanded[index] = jnp.broadcast_to(modulator, shape).astype(group.hidden_invars[0].aval.dtype)
+                expanded[index] = jnp.broadcast_to(modulator, shape).astype(group.dtype)
             except ValueError:
                 raise LearnerError(
                     "The modulator does not broadcast to the states of a group.",
