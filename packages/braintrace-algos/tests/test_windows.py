@@ -70,6 +70,18 @@ def test_chunks_are_windows_of_the_call(recurrent_model, data, loss, distance, v
     assert jax.tree.structure(same) == jax.tree.structure(expected)
 
 
+def test_chunks_weigh_signals_that_are_not_their_losses(recurrent_model, data, loss, distance):
+    learner = compile(recurrent_model, "three_factor", data[0][0], batch_size=data[0].shape[1], modulator=0.3)
+    mask = jnp.arange(len(data[0])) != 1
+    expected = learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(x), y), mask=mask)
+    learner.reset_state()
+
+    def window(x, y):
+        return jnp.mean((learner(MultiStepData(x)) - y) ** 2, axis=(1, 2))
+
+    assert distance(learner.etrace_grad(*data, step_fn=window, mask=mask, chunk_size=3), expected) < 1e-5
+
+
 def test_chunks_are_compiled_once(recurrent_model, data):
     learner = compiled(recurrent_model, data, vjp_method="multi-step")
     traced = []

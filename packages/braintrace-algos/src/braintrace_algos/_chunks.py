@@ -10,6 +10,7 @@ from ._driver import scan_windows
 from ._errors import LearnerError
 from ._functional import StatefulProgram
 from ._progress import Progress
+from ._recording import weighing
 
 
 class ChunkDriver:
@@ -41,13 +42,15 @@ class ChunkDriver:
         T = jax.tree.leaves(sequences)[0].shape[0]
 
         def of_length(K: int) -> StatefulProgram:
-            def losses(window: Any) -> Any:
-                out = step_fn(*window)
+            def losses(window: Any, scales: Any) -> Any:
+                with weighing(learner, scales):
+                    out = step_fn(*window)
                 losses, aux = out if has_aux else (out, None)
                 _check_losses(losses, K)
                 return losses, aux
 
-            return StatefulProgram(losses, dict(learner.param_states), jax.tree.map(lambda v: v[:K], sequences))
+            examples = jax.tree.map(lambda v: v[:K], sequences), jnp.ones(K)
+            return StatefulProgram(losses, dict(learner.param_states), *examples)
 
         self.programs = {K: of_length(K) for K in {min(length, T), T % length} if K}
         self.states = {id(s): s for program in self.programs.values() for s in program.others}
@@ -76,7 +79,7 @@ class ChunkDriver:
             keys = [id(s) for s in program.others]
 
             def objective(theta):
-                (losses, aux), new = program(theta, [values[key] for key in keys], window)
+                (losses, aux), new = program(theta, [values[key] for key in keys], window, scales)
                 return (losses * scales.astype(losses.dtype)).sum(), (losses, aux, new)
 
             grads, (losses, aux, new) = jax.grad(objective, has_aux=True)(theta)

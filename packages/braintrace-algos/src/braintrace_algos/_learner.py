@@ -225,13 +225,13 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         pytree
             The model's output; the outputs of all steps, stacked, where a window is given.
         """
+        for state in self.param_states.values():
+            _ = state.value  # brainstate gives a gradient only for what was read; an unused parameter's is zero
         args, kwargs, is_window = unwrap(args, kwargs)
         if is_window:
             return run_window(self, args, kwargs)
         leaves = check_arguments(self.plan, args, kwargs)
         check_state_shapes(self.plan)
-        for state in self.param_states.values():
-            _ = state.value  # brainstate gives a gradient only for what was read; an unused parameter's is zero
         record = active_recording(self)
         result = self._online_step(leaves) if record is None else self._recorded_step(record, leaves)
         for info, values in zip(self.plan.states, result.states, strict=True):

@@ -45,6 +45,25 @@ def recording(learner: Any, plan: Plan, weights: Operands, perturbations: Pertur
         _active.reset(token)
 
 
+_weighed: contextvars.ContextVar[tuple[Any, Any]] = contextvars.ContextVar("braintrace_weighed", default=(None, None))
+
+
+@contextlib.contextmanager
+def weighing(learner: Any, scales: Any) -> Iterator[None]:
+    """Let windows of `learner` know the weights of their losses, for signals that do not come from these."""
+    token = _weighed.set((learner, scales))
+    try:
+        yield
+    finally:
+        _weighed.reset(token)
+
+
+def step_weights(learner: Any) -> Any:
+    """The weights of the losses of a window of `learner`, or None if they are not known."""
+    of, scales = _weighed.get()
+    return scales if of is learner else None
+
+
 def active_recording(learner: Any) -> Recording | None:
     """The recording that a call of `learner` belongs to."""
     record = _active.get()

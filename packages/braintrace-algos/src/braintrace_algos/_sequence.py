@@ -56,7 +56,8 @@ class SequenceDrivers:
             Weight of each step's loss. States and traces advance at every step.
         chunk_size : int, optional
             K > 1 gives `step_fn` windows of K steps instead of single ones: slices of shape (K, ...), of which it makes
-            one call ``learner(MultiStepData(xs))`` and returns K losses. The last window may be shorter.
+            one call ``learner(MultiStepData(xs))`` and returns K losses. The last window may be shorter. In the
+            single-step method the result is that of single steps, in about their time.
         weights : dict, optional
             Path -> parameter to differentiate for; all parameters by default.
         reduction : {"mean", "sum"}

@@ -1,9 +1,8 @@
 """A window of K steps as one differentiable call of a learner."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import brainstate
 import jax
 import jax.numpy as jnp
 
@@ -14,7 +13,7 @@ from ._errors import LearnerError
 from ._fold import fold, no_cotangent
 from ._fold_types import Window
 from ._plan import Plan
-from ._recording import active_recording
+from ._recording import active_recording, step_weights
 from ._sequence import sequence_length
 from ._step import run_step
 
@@ -39,92 +38,105 @@ def run_window(learner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     K = sequence_length(data)
     first = check_arguments(learner.plan, *arguments.join([v[0] for v in data]))
     leaves = [v.astype(one.dtype) for v, one in zip(data, first, strict=True)]
-    if learner.vjp_method == "single-step":
-
-        def step(*slices: Any) -> Any:
-            args, kwargs = arguments.join(slices)
-            return learner(*args, **kwargs)
-
-        return brainstate.transform.for_loop(step, *leaves)
-    outputs = _whole_window(learner, leaves)
+    outputs = _window(learner, leaves)
     learner.running_index.value = learner.running_index.value + K
     return jax.tree.unflatten(learner.graph.module_info.out_tree, outputs)
 
 
-def _whole_window(learner: Any, leaves: list[Any]) -> list[Any]:
-    """The window's outputs, differentiable as a whole; hidden states and traces advance to its exit."""
+def _window(learner: Any, leaves: list[Any]) -> list[Any]:
+    """The window's outputs, differentiable; hidden states and traces advance to its exit."""
     plan, traces, stop = learner.plan, learner.etraces.value, jax.lax.stop_gradient
+    run = _Differentiable(plan, learner.vjp_method == "single-step")
     theta = plan.parameter_leaves()
     weights = plan.weights(theta)
     values = [jax.tree.leaves(s.state.value) for s in plan.states if s.kind is not StateKind.PARAMETER]
-    (outputs, new), tape = _differentiable(plan)(theta, weights, stop(traces), stop(values), leaves)
-    zeros = plan.zero_perturbations()
-    window = _recorded(tape, [jnp.zeros((leaves[0].shape[0], *v.shape), v.dtype) for v in zeros.deltas])
-    entries = plan.signals(zeros.previous, weights)
-    learner.etraces.value = fold(plan, window, stop(traces), stop(weights), stop(theta), entries)[2]
+    scale = step_weights(learner)
+    scale = jnp.ones(leaves[0].shape[0]) if scale is None else scale
+    (outputs, new), tape = run(theta, weights, stop(traces), stop(values), scale, leaves)
+    learner.etraces.value = run.fold(tape, *run.nothing(leaves), stop(traces), stop(weights), stop(theta), scale)[2]
     moving = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
     for info, of_state in zip(moving, new, strict=True):
         info.state.value = jax.tree.unflatten(info.treedef, of_state)
     return outputs
 
 
-def _recorded(tape: Any, b: list[Any]) -> Window:
-    """A window whose past enters as a whole."""
-    return Window(jax.lax.stop_gradient(tape), b, {}, jnp.ones(jax.tree.leaves(b)[0].shape[0]))
-
-
-def _differentiable(plan: Plan) -> Callable[..., Any]:
+class _Differentiable:
     """The steps of a window as one function, in reverse mode by the fold.
 
-    It takes parameters, weights, traces, the values of the other states and the arguments, and gives outputs and new
-    values, and the tape. Its derivative sees the weights by one contraction over the window, and the past by the traces.
+    It takes parameters, weights, traces, the values of the other states, the weights of the losses and the arguments,
+    and gives outputs and new values, and the tape. Its derivative sees the weights by one contraction over the window,
+    and the past by the traces, which are read and written once. The window is differentiated as a whole, or every step
+    with its entry state held fixed (`strict`).
     """
-    hidden = {id(s.state): i for i, s in enumerate(plan.graph.module_info.hidden)}
 
-    def run(theta, xs, previous, deltas, weights, values):
+    def __init__(self, plan: Plan, strict: bool):
+        self.plan, self.strict = plan, strict
+        self.hidden = {id(s.state): i for i, s in enumerate(plan.graph.module_info.hidden)}
+        self.window = jax.custom_vjp(lambda *args: self.forward(*args)[0])
+        self.window.defvjp(self.forward, self.backward)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.window(*args)
+
+    def nothing(self, xs: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Zeros, whose cotangents are the signals, those of each step or those at entry; and b of each step."""
+        zeros, K = self.plan.zero_perturbations(), xs[0].shape[0]
+
+        def repeated(values: list[Any]) -> list[Any]:
+            return [jnp.zeros((K, *v.shape), v.dtype) for v in values]
+
+        if not self.strict:
+            return zeros.previous, repeated(zeros.deltas)
+        return repeated(zeros.previous if self.plan.signal == "past" else zeros.new), repeated(zeros.deltas)
+
+    def fold(self, tape: Any, signals: Any, b: list[Any], traces: Any, weights: Any, theta: Any, scale: Any) -> Any:
+        """Gradients and the carry at the exit, from what the window's derivative gives."""
+        plan, tape = self.plan, jax.lax.stop_gradient(tape)
+        if not self.strict:
+            return fold(plan, Window(tape, b, {}, scale), traces, weights, theta, plan.signals(signals, weights))
+        by_group = jax.vmap(lambda at: plan.carry.signals(plan, plan.signals(at, weights)))(signals)
+        return fold(plan, Window(tape, b, by_group, scale), traces, weights, theta)
+
+    def run(self, theta: Any, xs: list[Any], signals: Any, deltas: list[Any], weights: Any, values: Any) -> Any:
+        """Outputs and new values, and the tape."""
+        plan, zeros = self.plan, self.plan.zero_perturbations()
         parameters, own = iter(theta), iter(values)
         fixed, entry = [], []
         for info in plan.states:
             if info.kind is StateKind.PARAMETER:
                 fixed.append([next(parameters) for _ in info.invars])
                 continue
-            at = hidden.get(id(info.state))
-            entry.append([v if at is None else v + previous[at] for v in next(own)])
+            at = None if self.strict else self.hidden.get(id(info.state))
+            entry.append([v if at is None else v + signals[at] for v in next(own)])
 
         def step(moving, inputs):
-            x, deltas = inputs
+            x, deltas, signal = inputs
+            perturbations = zeros._replace(deltas=deltas)
+            if self.strict:
+                moving = jax.lax.stop_gradient(moving)
+                perturbations = perturbations._replace(**{"previous" if plan.signal == "past" else "new": signal})
             one, other = iter(fixed), iter(moving)
             states = [next(one if s.kind is StateKind.PARAMETER else other) for s in plan.states]
-            result = run_step(plan, x, states, weights, zeros._replace(deltas=deltas))
+            result = run_step(plan, x, states, weights, perturbations)
             new = [v for s, v in zip(plan.states, result.states, strict=True) if s.kind is not StateKind.PARAMETER]
             return new, (result.outputs, plan.carry.observe(plan, result))
 
-        zeros = plan.zero_perturbations()
-        new, (outputs, tape) = jax.lax.scan(step, entry, (xs, deltas))
+        new, (outputs, tape) = jax.lax.scan(step, entry, (xs, deltas, signals if self.strict else None))
         return (outputs, new), tape
 
-    def zero_deltas(xs):
-        K = xs[0].shape[0]
-        return [jnp.zeros((K, *v.shape), v.dtype) for v in plan.zero_perturbations().deltas]
+    def forward(self, theta: Any, weights: Any, traces: Any, values: Any, scale: Any, xs: list[Any]) -> Any:
+        """The window, and what its derivative needs."""
 
-    @jax.custom_vjp
-    def window(theta, weights, traces, values, xs):
-        return run(theta, xs, plan.zero_perturbations().previous, zero_deltas(xs), weights, values)
-
-    def forward(theta, weights, traces, values, xs):
         def seen(*changing):
-            return run(*changing, weights, values)
+            return self.run(*changing, weights, values)
 
-        previous = plan.zero_perturbations().previous
-        out, pull, tape = jax.vjp(seen, theta, xs, previous, zero_deltas(xs), has_aux=True)
-        return (out, tape), (pull, tape, theta, weights, traces, values)
+        out, pull, tape = jax.vjp(seen, theta, xs, *self.nothing(xs), has_aux=True)
+        return (out, tape), (pull, tape, theta, weights, traces, values, scale)
 
-    def backward(saved, cotangents):
-        pull, tape, theta, weights, traces, values = saved
-        direct, of_xs, q, b = pull(cotangents[0])
-        of_weights, past, _ = fold(plan, _recorded(tape, b), traces, weights, theta, plan.signals(q, weights))
+    def backward(self, saved: Any, cotangents: Any) -> Any:
+        """Cotangents of what the window takes."""
+        pull, tape, theta, weights, traces, values, scale = saved
+        direct, of_xs, signals, b = pull(cotangents[0])
+        of_weights, past, _ = self.fold(tape, signals, b, traces, weights, theta, scale)
         of_theta = [d + p for d, p in zip(direct, past, strict=True)] if past else direct
-        return of_theta, of_weights, *jax.tree.map(no_cotangent, (traces, values)), of_xs
-
-    window.defvjp(forward, backward)
-    return window
+        return of_theta, of_weights, *jax.tree.map(no_cotangent, (traces, values, scale)), of_xs
