@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from braintrace_algos import D_RTRL, MultiStepData, compile
+from braintrace_algos import D_RTRL, EProp, MultiStepData, OSTLRecurrent, compile
 from braintrace_primitives import element_wise, matmul
 
 B, I, H, M, O, T = 3, 4, 5, 4, 2, 7
@@ -27,10 +27,10 @@ def normal(seed, *shape):
 class Operations:
     """The operations of a model: marked, or in plain JAX where the oracle wants h^{t-1} cut on its way into one."""
 
-    def __init__(self, marked):
+    def __init__(self, marked, cut=True):
         self.matmul = matmul if marked else lambda x, w: x @ w
         self.gain = element_wise if marked else lambda w: w
-        self.recurrent = (lambda h: h) if marked else jax.lax.stop_gradient
+        self.recurrent = (lambda h: h) if marked or not cut else jax.lax.stop_gradient
 
 
 def smooth_spike(v):
@@ -166,7 +166,7 @@ def data():
     return normal(10, T, B, I), normal(11, T, B, M)
 
 
-def oracle(model, name, cut=()):
+def oracle(model, name, cut=(), cut_recurrence=True):
     """Backpropagation through time of the rewritten model, for one weight."""
     xs, ys = data()
     start = {k: jnp.broadcast_to(normal(20 + i, n), (B, n)) for i, (k, n) in enumerate(model.sizes.items())}
@@ -174,7 +174,7 @@ def oracle(model, name, cut=()):
     def total(w):
         def step(s, xy):
             s = {k: jax.lax.stop_gradient(v) if k in cut else v for k, v in s.items()}
-            new, out = model.step(Operations(False), {**model.parameters(), name: w}, s, xy[0])
+            new, out = model.step(Operations(False, cut_recurrence), {**model.parameters(), name: w}, s, xy[0])
             return new, loss(out, xy[1])
 
         return jax.lax.scan(step, start, (xs, ys))[1].sum()
@@ -182,9 +182,9 @@ def oracle(model, name, cut=()):
     return jax.grad(total)(model.parameters()[name])
 
 
-def learnt(model, **options):
+def learnt(model, algorithm=D_RTRL, **options):
     xs, ys = data()
-    learner = compile(model, D_RTRL, xs[0], batch_size=B, **options)
+    learner = compile(model, algorithm, xs[0], batch_size=B, **options)
     grads = learner.etrace_grad(xs, ys, step_fn=lambda x, y: loss(learner(x), y), reduction="sum")
     return learner, {path[0].removeprefix("p_"): value for path, value in grads.items()}
 
@@ -228,6 +228,34 @@ def test_neither_folds_nor_windows_nor_mapped_copies_change_it(name, options):
     _, grads = learnt(model, **options)
     for weight in cuts:
         assert error(grads[weight], oracle(model, weight)) < 1e-10, weight
+
+
+@pytest.mark.parametrize("algorithm", [EProp, OSTLRecurrent])
+def test_traces_that_meet_the_state_s_signal_absorb_in_windows_only(algorithm):
+    step, states, cuts = CASES["layer"]
+    model = Model(step, states, cuts)
+    learner, grads = learnt(model, algorithm, vjp_method="multi-step", window=2)
+    assert learner.plan.memories
+    for weight in cuts:
+        assert error(grads[weight], oracle(model, weight)) < 1e-10, weight
+    # In single steps L^t holds the share of r^t that the absorbed memory would bring in once more.
+    assert not learnt(model, algorithm)[0].plan.memories
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_traces_that_follow_the_recurrence_absorb_nothing_behind_it(window):
+    """A readout that remembers is left out then; without it, and with diagonal recurrence, nothing is."""
+    step, states, cuts = CASES["recurrent"]
+    model = Model(step, states, cuts)
+    model.p_u.value = jnp.diag(jnp.linspace(-0.9, 0.9, H))
+    learner, grads = learnt(model, OSTLRecurrent, vjp_method="multi-step", window=window)
+    assert not learner.plan.memories
+    assert "downstream memory" in str(learner.report)
+    exact = Model(lambda ops, p, s, x: step(ops, p, {**s, "r": jnp.zeros((B, O))}, x), states, cuts)
+    exact.p_u.value = model.p_u.value
+    _, grads = learnt(exact, OSTLRecurrent, vjp_method="multi-step", window=window)
+    for weight in cuts:
+        assert error(grads[weight], oracle(exact, weight, cut_recurrence=False)) < 1e-10, weight
 
 
 def test_a_window_over_the_whole_sequence_is_backpropagation():

@@ -58,7 +58,9 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     absorb : bool
         Let traces take in linear memory behind them, such as that of a leaky readout, where the compiler proves that
         this is exact. Algorithms with a trace for each synapse do so when q^t = ∂l^t/∂h^{t-1} meets the trace; for the
-        others the option changes nothing. Each absorbed state adds one to the states of the group's traces.
+        others the option changes nothing: where L^t = ∂l^t/∂h^t meets it (`EProp`, `OSTLRecurrent` in single steps),
+        L^t passes the memory's new value already, which the trace of the memory would count again. Each absorbed state
+        adds one to the states of the group's traces.
     carry : str, Truncate or mapping
         What is kept of each trace: "trace", all of it; ``Truncate(R)``, the factors of the last R steps, where they
         take less; "truncate", the same with R = 64. A mapping gives one of these for weights, by path

@@ -259,10 +259,10 @@ def make_plan(
             ]
     fed = {c.group for c in couplings}
     memories = ()
-    if absorb and carry.absorbs and signal == "past":
+    if absorb and signal == "past":
         memories = tuple(
             m
-            for m in perturb.memories
+            for m in carry.absorbed(graph)
             if m.source.index in fed and set(m.states) & set(live_states(m.target, states_read(perturb, step)))
         )
     traced = fed & step.recalls | {m.source.index for m in memories} if signal == "past" else fed

@@ -11,6 +11,7 @@ from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import Derivatives, StepResult, operation_inputs
 from braintrace_algos._truncation import CarryChoice, TruncatedTrace
+from braintrace_compiler import ETraceGraph, LinearMemory
 
 
 class Carry:
@@ -25,9 +26,6 @@ class Carry:
     every_state: ClassVar[bool] = True
     """Whether states count whose past meets no signal."""
 
-    absorbs: ClassVar[bool] = False
-    """Whether traces may take in memory behind their groups."""
-
     def keeping(self, choice: CarryChoice) -> "Carry":
         """This carry, with traces that are cut short where `choice` says so."""
         if choice.truncates:
@@ -37,6 +35,10 @@ class Carry:
                 expected='carry="trace", or an algorithm with a trace for each weight, such as D_RTRL',
             )
         return self
+
+    def absorbed(self, graph: ETraceGraph) -> tuple[LinearMemory, ...]:
+        """The memory behind groups that traces may take in."""
+        return ()
 
     def prepare(self, plan: Plan) -> Plan:
         """The plan as this carry lays it out, once."""

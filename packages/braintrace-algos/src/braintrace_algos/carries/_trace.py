@@ -14,7 +14,7 @@ from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._sizes import tree_bytes
 from braintrace_algos._step import Derivatives, StepResult, local_derivatives
 from braintrace_algos._truncation import CarryChoice, TruncatedTrace
-from braintrace_compiler import factored_states
+from braintrace_compiler import ETraceGraph, LinearMemory, factored_states
 from braintrace_primitives import TraceRule
 
 from ._base import Carry
@@ -26,7 +26,6 @@ class TraceCarry(Carry):
     """The carry of D-RTRL: e^t = D^t e^{t-1} + F^t ∂y/∂w, B · I · O · S numbers for a dense operation."""
 
     every_state = False
-    absorbs = True
     factors: ClassVar[bool] = True
     """Whether D and F are those that the compiler proves constants of."""
     choice = CarryChoice(None, {})
@@ -35,6 +34,9 @@ class TraceCarry(Carry):
         new = copy.copy(self)
         new.choice = choice
         return new
+
+    def absorbed(self, graph: ETraceGraph) -> tuple[LinearMemory, ...]:
+        return graph.hidden_perturb.memories
 
     def prepare(self, plan: Plan) -> Plan:
         """Traces that are proven to factorise are kept as factors, and others cut short where that was chosen."""

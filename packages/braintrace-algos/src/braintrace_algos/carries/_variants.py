@@ -12,15 +12,20 @@ from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import Derivatives, StepResult
 from braintrace_algos._truncation import TruncatedTrace
-from braintrace_compiler import Omission, true_diagonals
+from braintrace_compiler import ETraceGraph, LinearMemory, Omission, true_diagonals
 from braintrace_primitives._jax_compat import eval_jaxpr
 
 from ._trace import TraceCarry
 
 
+def mixing_operations(graph: ETraceGraph) -> set[Any]:
+    """Outputs of the operations into groups whose previous states reach their new ones through a marked operation."""
+    return {c.operation.y_var for c in graph.certificates() if Omission.RECURRENT_MIXING in c.omissions}
+
+
 def recurrent_groups(plan: Plan) -> frozenset[int]:
     """Traced groups whose previous states reach their new ones through a marked operation."""
-    mixing = {c.operation.y_var for c in plan.graph.certificates() if Omission.RECURRENT_MIXING in c.omissions}
+    mixing = mixing_operations(plan.graph)
     return frozenset(c.group for c in plan.traced_couplings if plan.operations[c.operation].y_var in mixing)
 
 
@@ -79,6 +84,12 @@ class CoupledTraceCarry(TraceCarry):
     every_state = True
     factors = False
 
+    def absorbed(self, graph: ETraceGraph) -> tuple[LinearMemory, ...]:
+        # What the recurrence of a group brings into the memory behind it, no row of D tells.
+        mixing = mixing_operations(graph)
+        coupled = {g.index for r in graph.hidden_param_op_relations if r.y_var in mixing for g in r.hidden_groups}
+        return tuple(m for m in super().absorbed(graph) if m.source.index not in coupled)
+
     def observe(self, plan: Plan, result: StepResult) -> Derivatives:
         tape = super().observe(plan, result)
         D = dict(tape.D)
@@ -126,8 +137,6 @@ class ModulatedTraceCarry(TraceCarry):
         Read at every step; a scalar, or an array that broadcasts to the positions of every group.
     """
 
-    absorbs = False
-
     def __init__(self, modulator: brainstate.State):
         self.modulator = modulator
 
@@ -136,6 +145,9 @@ class ModulatedTraceCarry(TraceCarry):
         if plan.batch is not None and value.ndim == 0:
             value = jnp.broadcast_to(value, (plan.batch,))
         return Modulated(*super().observe(plan, result), value)
+
+    def absorbed(self, graph: ETraceGraph) -> tuple[LinearMemory, ...]:
+        return ()
 
     def truncated(self, plan: Plan, carry: Any) -> tuple[TruncatedTrace, ...]:
         return super().truncated(plan, carry["trace"])
