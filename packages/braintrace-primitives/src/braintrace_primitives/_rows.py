@@ -63,6 +63,9 @@ def turn(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[A
             trace = jax.lax.dynamic_update_slice(trace, row[s][None, None], (s, b, *(0,) * (trace.ndim - 2)))
         return trace
 
+    if S == 1:
+        return _turn_one_state(trace, signal, blocks, xs, factors)
+
     # The states of a row depend on each other: XLA writes them in place only if that happens one round later.
     def pass_row(b, held):
         total, trace, row = held
@@ -72,6 +75,34 @@ def turn(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[A
     first = _contracted(_zeros(trace, signal), trace, signal, 0), trace, advanced(trace, 0)
     total, trace, row = jax.lax.fori_loop(1, n, pass_row, first)
     return total, put(trace, row, n - 1)
+
+
+def _turn_one_state(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
+    n = trace.shape[1]
+    together = 2 if n % 2 == 0 else 1
+
+    def pass_rows(k, held):
+        total, trace = held
+        begin = k * together
+
+        def rows(values, axis):
+            return jax.lax.dynamic_slice_in_dim(values, begin, together, axis)
+
+        for j in range(together):
+            total = _contracted(total, trace, signal, begin + j)
+        decay = _after(rows(blocks[0], 1), total)  # the sum reads what is overwritten next
+        new = decay * rows(trace, 1)
+        for factor, x in zip(rows(factors, 2), rows(xs, 1), strict=True):
+            new = new + factor * x
+        return total, jax.lax.dynamic_update_slice_in_dim(trace, new.astype(trace.dtype), begin, 1)
+
+    return jax.lax.fori_loop(0, n // together, pass_rows, (_zeros(trace, signal), trace))
+
+
+def _after(value: Any, done: Any) -> Any:
+    """`value`, in a way that XLA cannot compute it before `done`; barriers are gone when it decides on copies."""
+    mark = done.reshape(-1)[0].real
+    return value + (0 * jnp.where(jnp.isfinite(mark), mark, 1)).astype(value.dtype)
 
 
 def _contracted(total: Any, trace: Any, signal: Any, b: Any) -> Any:
