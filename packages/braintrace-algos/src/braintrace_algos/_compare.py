@@ -10,7 +10,9 @@ from braintrace_compiler import Table
 
 from ._checks import check_choice, check_state_shapes, check_steps
 from ._driver import GradientDriver
+from ._plan import Plan, make_plan
 from ._sequence import SequenceDrivers, check_mask, sequence_length
+from .carries import Carry, InfluenceCarry
 
 StepFunction = Callable[..., Any]
 
@@ -124,9 +126,11 @@ def compare_gradients(
     check_choice("against", against, ("bptt", "rtrl"))
     check_state_shapes(learner.plan)
     sequences = jax.tree.map(jnp.asarray, sequences)
-    scales = check_mask(mask, sequence_length(sequences))
-    own = _gradient(learner, learner, sequences, scales, step_fn, "own")
-    reference = _gradient(learner, _exact(learner, against), sequences, scales, step_fn, against)
+    T = sequence_length(sequences)
+    scales = check_mask(mask, T)
+    as_it_is = _Method(learner.plan, learner.vjp_method, learner._window_length(None, T))
+    own = _gradient(learner, as_it_is, sequences, scales, step_fn, "own")
+    reference = _gradient(learner, _exact(learner, against, T), sequences, scales, step_fn, against)
     rows = [
         Agreement(path, *_agreement(own[path], reference[path]), _omissions(learner, path))
         for path in learner.param_states
@@ -201,33 +205,37 @@ class Comparison(SequenceDrivers):
         return GradientQuality(self, step_fn, every, steps, against)
 
 
-def _exact(learner: Any, against: str) -> Any:
-    """A learner of the same graph whose gradient is exact."""
-    from .algorithms import BPTT, RTRL  # they are learners, so they import this module
+class _Method(NamedTuple):
+    """How a gradient is computed: what a driver asks of a learner, and the steps in a window."""
 
-    mapped = learner.plan.batch is not None
-    cls = BPTT if against == "bptt" else RTRL
-    return cls(learner.model, learner.graph, batch_size=learner.batch_size, mapped=mapped)
+    plan: Plan
+    vjp_method: str
+    length: int
+
+
+def _exact(learner: Any, against: str, T: int) -> _Method:
+    """Backpropagation through time, or real-time recurrent learning, of the learner's graph."""
+    carry, length = (Carry(), T) if against == "bptt" else (InfluenceCarry(), 1)
+    plan = make_plan(learner.graph, strict=False, batch=learner.plan.batch, carry=carry)
+    return _Method(plan, "multi-step", length)
 
 
 def _gradient(
-    learner: Any, method: Any, sequences: Any, scales: Any, step_fn: StepFunction, name: str
+    learner: Any, method: _Method, sequences: Any, scales: Any, step_fn: StepFunction, name: str
 ) -> dict[Any, Any]:
-    """The gradient of `learner`'s parameters by `method`, from the present states and without a past."""
+    """The gradient of `learner`'s parameters by `method`, from the present states."""
 
     def make():
-        length = method._window_length(None, len(scales))
-        return GradientDriver(learner, step_fn, False, length, sequences, None, method)
+        return GradientDriver(learner, step_fn, False, method.length, sequences, None, method)
 
     driver = learner._cached(make, step_fn, sequences, None, "compare", name)
-    theta, values, _ = driver.read()
-    return driver.run(theta, values, _no_past(driver.method), sequences, scales)[0]
+    return driver.run(*driver.step.read(), _no_past(learner, driver.plan), sequences, scales)[0]
 
 
-def _no_past(method: Any) -> Any:
+def _no_past(learner: Any, plan: Plan) -> Any:
     """Traces where a sequence begins; random keys that are drawn from for them stay as they are."""
-    before = [(state, state.value) for state in method.states().values()]
-    traces = method._zero_traces()
+    before = [(state, state.value) for state in learner.states().values()]
+    traces = plan.carry.begin(plan, learner.trace_dtype if plan is learner.plan else None)
     for state, value in before:
         state.value = value
     return traces

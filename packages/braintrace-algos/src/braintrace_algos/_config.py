@@ -14,6 +14,7 @@ from ._errors import LearnerError
 from ._feedback import random_feedback
 from ._learner import OnlineLearner
 from .carries import (
+    LARGEST,
     Carry,
     CoupledTraceCarry,
     FactoredCarry,
@@ -189,7 +190,7 @@ class ConfiguredLearner(OnlineLearner):
         Of `OnlineLearner`.
     """
 
-    def __init__(self, *args: Any, config: ETraceConfig, modulator: Any = 0.0, limit: int = 2**27, **options: Any):
+    def __init__(self, *args: Any, config: ETraceConfig, modulator: Any = 0.0, limit: int = LARGEST, **options: Any):
         self.config, self.limit = config, limit
         self.signal = "past" if config.signal == "past" else "state"
         self.modulator = brainstate.ShortTermState(jnp.asarray(modulator, jnp.result_type(float)))

@@ -32,8 +32,8 @@ class GradientDriver:
     sequences : pytree
         Example sequences.
     bar : Progress, optional
-    method : OnlineLearner, optional
-        Another learner of the same graph, whose algorithm and traces stand in for those of `learner`.
+    method : object, optional
+        With a `plan` of the same graph and a `vjp_method` that stand in for those of `learner`.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class GradientDriver:
         bar: Progress | None,
         method: Any = None,
     ):
-        self.method = learner if method is None else method
-        self.plan, self.length, self.bar = self.method.plan, length, bar
-        self.strict = self.method.vjp_method == "single-step"
+        method = learner if method is None else method
+        self.learner, self.plan, self.length, self.bar = learner, method.plan, length, bar
+        self.strict = method.vjp_method == "single-step"
 
         def recorded(weights: Operands, perturbations: Perturbations, slices: Any) -> Any:
             with recording(learner, plan, weights, perturbations) as record:
@@ -74,12 +74,12 @@ class GradientDriver:
 
     def read(self) -> tuple[dict[Any, Any], Values, Any]:
         """Parameters by path, values of the other states, and traces, as they are now."""
-        return *self.step.read(), self.method.etraces.value
+        return *self.step.read(), self.learner.etraces.value
 
     def write(self, values: Values, traces: Any) -> None:
         """Give the states, parameters excepted, and the traces new values."""
         self.step.write(values)
-        self.method.etraces.value = traces
+        self.learner.etraces.value = traces
 
     def gradient(self, theta: dict[Any, Any], values: Values, traces: Any, sequences: Any, scales: Any) -> Any:
         """The pure function behind a call: gradients by path, losses, aux, and new values and traces."""

@@ -8,9 +8,7 @@ import jax
 from braintrace_algos._checks import check_window
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._learner import OnlineLearner
-from braintrace_algos.carries import Carry, InfluenceCarry, NeighbourhoodCarry, SketchCarry
-
-_LIMIT = 2**27
+from braintrace_algos.carries import LARGEST, Carry, InfluenceCarry, NeighbourhoodCarry, SketchCarry
 
 
 class RTRL(OnlineLearner):
@@ -42,7 +40,7 @@ class RTRL(OnlineLearner):
     'OnlineLearner'
     """
 
-    def __init__(self, *args: Any, window: int = 1, limit: int = _LIMIT, **options: Any):
+    def __init__(self, *args: Any, window: int = 1, limit: int = LARGEST, **options: Any):
         check_window(window)
         self.limit = limit
         super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": window})
@@ -87,7 +85,7 @@ class SnAp(OnlineLearner):
     'OnlineLearner'
     """
 
-    def __init__(self, *args: Any, n: int = 1, limit: int = _LIMIT, **options: Any):
+    def __init__(self, *args: Any, n: int = 1, limit: int = LARGEST, **options: Any):
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise LearnerError(
                 "The order of SnAp is a number of steps.", found=repr(n), expected="an int of at least 1"

@@ -2,6 +2,7 @@
 
 from ._base import Carry as Carry
 from ._factored import FactoredCarry as FactoredCarry
+from ._influence import LARGEST as LARGEST
 from ._influence import InfluenceCarry as InfluenceCarry
 from ._influence import SketchCarry as SketchCarry
 from ._neighbourhood import NeighbourhoodCarry as NeighbourhoodCarry

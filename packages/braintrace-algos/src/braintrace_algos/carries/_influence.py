@@ -23,6 +23,9 @@ from braintrace_compiler import StateKind
 
 from ._base import Carry
 
+LARGEST = 2**27
+"""Elements of an influence matrix that are still allowed, unless told otherwise."""
+
 
 class Replay(NamedTuple):
     """What it takes to run a step again.
@@ -61,7 +64,7 @@ class InfluenceCarry(Carry):
 
     every_group = True
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int = LARGEST):
         self.limit = limit
 
     def observe(self, plan: Plan, result: StepResult) -> Replay:
