@@ -29,7 +29,10 @@ def test_bytes_by_purpose(model):
 
 
 def test_the_fold_and_why(model):
-    assert "traces" in compiled(model).memory_report().reason
+    small = compiled(model).memory_report()
+    assert (small.fold, small.reason) == (16, "no less, though the tape takes more than the traces")
+    assert small.tape > sum(small.traces.values())
+    assert compiled(model).memory_report(steps=9).reason == "the whole sequence"
     fixed = compiled(model, fold=3).memory_report()
     assert (fixed.fold, fixed.reason) == (3, "fold=3")
     window = compiled(model, vjp_method="multi-step", window=5).memory_report(steps=4)
@@ -93,6 +96,36 @@ class InPart(brainstate.nn.Module):
         self.v.value = jnp.tanh(self.v.value) + self.g.value
         self.s.value = jnp.tanh(matmul(x, self.u.value))
         return matmul(past, self.out.value)
+
+
+class Gate(brainstate.nn.Module):
+    """A layer with a full trace, of a size that can be chosen."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.w, self.outputs = brainstate.ParamState(jnp.ones((inputs, outputs))), outputs
+
+    def init_state(self, batch_size=None):
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, self.outputs) if batch_size else (self.outputs,)))
+
+    def update(self, x):
+        self.h.value = jnp.tanh(self.h.value) + matmul(x, self.w.value)
+        return self.h.value
+
+
+@pytest.mark.parametrize("vmap", [False, True])
+@pytest.mark.parametrize(
+    ("size", "fold", "reason"), [(256, 50, "about as much"), (1300, 250, "no more, though"), (8, 10, "no less, though")]
+)
+def test_a_fold_takes_the_memory_of_the_traces(size, fold, reason, vmap):
+    """Each unit has D, F, q, b and x: 5 numbers on the tape, and as many in the trace as there are inputs."""
+    learner = compile(Gate(size, size), D_RTRL, jnp.zeros((B, size)), batch_size=B, vmap=vmap)
+    report = learner.memory_report(steps=1000)
+    assert report.fold == fold
+    assert reason in report.reason
+    tape, traces = report.tape, sum(report.traces.values())
+    assert (tape <= traces) == (size > 8)
+    assert tape > 0.9 * traces or size == 1300
 
 
 @pytest.mark.parametrize("vmap", [False, True])

@@ -7,6 +7,7 @@ import brainstate
 from braintrace_compiler import StateKind, Table, readable_bytes
 
 from ._checks import check_steps
+from ._sequence import auto_fold
 from ._sizes import tape_bytes, tree_bytes
 from ._train import Training
 
@@ -124,10 +125,10 @@ class MemoryUse(Training):
             tree_bytes([state.value for state in self.optimizer_states]),
             tape_bytes(self.plan),
             self._window_length(None, steps),
-            self._why_so_long(),
+            self._why_so_long(steps),
         )
 
-    def _why_so_long(self) -> str:
+    def _why_so_long(self, steps: int) -> str:
         if self.vjp_method == "multi-step":
             return "the whole sequence" if self.window is None else f"window={self.window}, differentiated as a whole"
-        return "chosen to need about as much as the traces" if self.fold == "auto" else f"fold={self.fold}"
+        return auto_fold(self.plan, steps).reason if self.fold == "auto" else f"fold={self.fold}"

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import brainstate
 import jax
@@ -17,6 +17,7 @@ from ._driver import GradientDriver
 from ._errors import LearnerError, LearnerTypeError
 from ._plan import Plan
 from ._progress import Progress
+from ._sizes import tape_bytes, tree_bytes
 
 
 class SequenceDrivers:
@@ -145,7 +146,7 @@ class SequenceDrivers:
             return T if self.window is None else min(self.window, T)
         fold = self.fold if fold is None else fold
         if fold == "auto":
-            return auto_fold(self.plan, T)
+            return auto_fold(self.plan, T).steps
         if isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or fold < 1:
             raise LearnerError("`fold` must be a number of steps.", found=repr(fold), expected='an int ≥ 1, or "auto"')
         return min(int(fold), T)
@@ -215,21 +216,31 @@ def check_mask(mask: Any, T: int) -> Any:
     return mask.astype(jnp.result_type(float))
 
 
-def auto_fold(plan: Plan, T: int) -> int:
-    """A fold whose tape takes about as much memory as the traces that it saves passes over.
+class Fold(NamedTuple):
+    """A number of steps to handle at once, and why so many."""
 
-    With I inputs, O outputs and S states a step leaves about I + 2 S O numbers per sample on the tape, and the trace
-    holds I O S of them. Where no trace is carried, a constant keeps the tape small.
+    steps: int
+    reason: str
+
+
+def auto_fold(plan: Plan, T: int) -> Fold:
+    """As many steps as have a tape of the size of the traces: 16 to 256 of them, or 64 where there are no traces.
+
+    A fold saves passes over the traces, so that it may take as much memory as they do. Where they are small, 16 steps
+    still keep what is done once for each window from weighing much.
     """
-    traces = jax.eval_shape(lambda: plan.carry.init(plan))
-    carried = sum(leaf.size for leaf in jax.tree.leaves(traces))
-    step = 0
-    for c in plan.traced_couplings:
-        operation = plan.operations[c.operation]
-        S = plan.num_states(c.group)
-        step += 2 * S * operation.y_var.aval.size + (0 if operation.x_var is None else operation.x_var.aval.size)
-    K = carried // step if step else 64
-    K = min(int(np.clip(K, 16, 256)), T)
+    held = (plan.batch or 1) * tree_bytes(jax.eval_shape(lambda: plan.carry.init(plan)))
+    K = held // max(tape_bytes(plan), 1)
+    if not held:
+        K, reason = 64, "there are no traces"
+    elif K < 16:
+        K, reason = 16, "no less, though the tape takes more than the traces"
+    elif K > 256:
+        K, reason = 256, "no more, though the tape takes less than the traces"
+    else:
+        reason = "the tape takes about as much as the traces"
+    if K >= T:
+        return Fold(T, "the whole sequence")
     # A divisor of T leaves no rest that would be compiled for itself; short of one, windows of nearly equal length.
     divisor = next((k for k in range(K, K // 2, -1) if T % k == 0), None)
-    return divisor or -(-T // -(-T // K))
+    return Fold(divisor or -(-T // -(-T // K)), reason)
