@@ -80,10 +80,15 @@ def draw(initializer: Callable, shape: tuple[int, ...]) -> Any:
         return initializer(shape).astype(dtype)
 
 
-def broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    """Whether an array of `shape` can be spread over `target`."""
+def require_broadcast(name: str, shape: tuple[int, ...], target: tuple[int, ...], problem: str = "") -> None:
+    """Refuse the argument `name` unless an array of `shape` can be spread over `target`."""
     aligned = zip(shape[::-1], target[::-1], strict=False)
-    return len(shape) <= len(target) and all(n in (1, m) for n, m in aligned)
+    if len(shape) > len(target) or any(n not in (1, m) for n, m in aligned):
+        raise ConfigurationError(
+            f"`{name}` {problem or 'has the wrong shape'}.",
+            found=f"shape {shape}",
+            expected=f"a shape that broadcasts to {target}",
+        )
 
 
 def parameter(initializer: Initializer, shape: tuple[int, ...], name: str) -> Any:
@@ -119,12 +124,7 @@ def initial_state(initializer: Initializer, size: tuple[int, ...], batch_size: i
     if batch_size is not None:
         size = (as_count(batch_size, "batch_size"), *size)
     value = _value(initializer, size)
-    if not broadcasts(value.shape, size):
-        raise ConfigurationError(
-            f"`{name}` has the wrong shape.",
-            found=f"shape {value.shape}",
-            expected=f"a shape that broadcasts to {size}",
-        )
+    require_broadcast(name, value.shape, size)
     return _spread(value, size)
 
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from braintrace_primitives import matmul
 
 from ._checks import features
-from ._errors import ConfigurationError
-from ._init import KAIMING_NORMAL, ZEROS, Initializer, Size, broadcasts, matching_sizes, parameter
+from ._init import KAIMING_NORMAL, ZEROS, Initializer, Size, matching_sizes, parameter, require_broadcast
 from ._layer import Layer
 
 
@@ -18,12 +17,7 @@ def weight_mask(mask: Any, weight: Any, name: str = "w_mask") -> Any:
     if mask is None:
         return None
     value: Any = mask(weight.shape) if callable(mask) else jnp.asarray(mask)
-    if not broadcasts(value.shape, weight.shape):
-        raise ConfigurationError(
-            f"`{name}` does not fit the weight.",
-            found=f"shape {value.shape}",
-            expected=f"a shape that broadcasts to {weight.shape}",
-        )
+    require_broadcast(name, value.shape, weight.shape, "does not fit the weight")
     return value.astype(weight.dtype)
 
 

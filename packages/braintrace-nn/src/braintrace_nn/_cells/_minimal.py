@@ -24,16 +24,11 @@ class MinimalRNNCell(RecurrentCell):
 
     Parameters
     ----------
-    in_size, out_size : int or tuple of int
-        Numbers of input features I and units O.
-    w_init, b_init : callable, array or number
-        Initial weights and biases. Orthogonal and zero by default.
-    state_init : callable, array or number
-        Initial hidden state. Zero by default.
+    in_size, out_size, w_init, b_init, state_init, name
+        As in `LinearCandidateCell`.
     phi : callable, optional
         :math:`\Phi`, a function or module from the input to the latent space, shape (..., I) to (..., O). A
         dense layer by default; the paper adds a tanh.
-    name : str, optional
 
     Attributes
     ----------

@@ -11,7 +11,7 @@ import saiunit as u
 
 from braintrace_nn._checks import describe, require_states
 from braintrace_nn._errors import ConfigurationError
-from braintrace_nn._init import ZEROS, Initializer, Size, as_size, broadcasts
+from braintrace_nn._init import ZEROS, Initializer, Size, as_size, require_broadcast
 from braintrace_nn._stateful import StatefulLayer
 from braintrace_nn._surrogate import triangular_spike
 
@@ -30,11 +30,11 @@ class Population(StatefulLayer):
     ----------
     size : int or tuple of int
         Shape of the population.
-    parameters : dict
-        Numbers or arrays that broadcast to `size`; times in seconds or with a unit.
     state_init : callable, array or number
-        Initial potential. Zero by default; synaptic currents start at zero.
+        Initial potential; synaptic currents start at zero.
     name : str, optional
+    **parameters
+        Numbers or arrays that broadcast to `size`; times in seconds or with a unit.
     """
 
     parameter_names: ClassVar[tuple[str, ...]]
@@ -47,18 +47,13 @@ class Population(StatefulLayer):
     v_leak: np.ndarray
     w_in: np.ndarray
 
-    def __init__(self, size: Size, parameters: dict[str, Any], state_init: Initializer, name: str | None):
+    def __init__(self, size: Size, state_init: Initializer, name: str | None, **parameters: Any):
         size = as_size(size, "size")
         super().__init__(size, size, state_init=state_init, name=name)
         for key, value in parameters.items():
             value = np.asarray(seconds(value))
             value = value if value.dtype.kind == "f" else value.astype("float32")
-            if not broadcasts(value.shape, size):
-                raise ConfigurationError(
-                    f"`{key}` has the wrong shape.",
-                    found=f"shape {value.shape}",
-                    expected=f"a shape that broadcasts to {size}",
-                )
+            require_broadcast(key, value.shape, size)
             setattr(self, key, np.broadcast_to(value, size).copy())
 
     def initial(self, name: str, batch_size: int | None) -> Any:
@@ -119,7 +114,10 @@ class Spiking(Population):
 
     v_threshold: np.ndarray
     v_reset: np.ndarray
-    spk_fun: Callable
+
+    def __init__(self, size: Size, spk_fun: Callable, state_init: Initializer, name: str | None, **parameters: Any):
+        super().__init__(size, state_init, name, **parameters)
+        self.spk_fun = spk_fun
 
     def output(self, V: Any) -> Any:
         """Spikes of neurons with these potentials."""
@@ -178,7 +176,7 @@ class LI(Population):
         state_init: Initializer = ZEROS,
         name: str | None = None,
     ):
-        super().__init__(size, {"tau": tau, "r": r, "v_leak": v_leak}, state_init, name)
+        super().__init__(size, state_init, name, tau=tau, r=r, v_leak=v_leak)
 
 
 class LIF(Spiking):
@@ -235,9 +233,8 @@ class LIF(Spiking):
         state_init: Initializer = ZEROS,
         name: str | None = None,
     ):
-        parameters = {"tau": tau, "r": r, "v_leak": v_leak, "v_threshold": v_threshold, "v_reset": v_reset}
-        super().__init__(size, parameters, state_init, name)
-        self.spk_fun = spk_fun
+        membrane = {"tau": tau, "r": r, "v_leak": v_leak}
+        super().__init__(size, spk_fun, state_init, name, **membrane, v_threshold=v_threshold, v_reset=v_reset)
 
 
 class CubaLI(Population):
@@ -290,8 +287,7 @@ class CubaLI(Population):
         state_init: Initializer = ZEROS,
         name: str | None = None,
     ):
-        parameters = {"tau_syn": tau_syn, "tau_mem": tau_mem, "r": r, "v_leak": v_leak, "w_in": w_in}
-        super().__init__(size, parameters, state_init, name)
+        super().__init__(size, state_init, name, tau_syn=tau_syn, tau_mem=tau_mem, r=r, v_leak=v_leak, w_in=w_in)
 
 
 class CubaLIF(Spiking):
@@ -349,10 +345,8 @@ class CubaLIF(Spiking):
         state_init: Initializer = ZEROS,
         name: str | None = None,
     ):
-        parameters = {"tau_syn": tau_syn, "tau_mem": tau_mem, "r": r, "v_leak": v_leak, "w_in": w_in}
-        parameters |= {"v_threshold": v_threshold, "v_reset": v_reset}
-        super().__init__(size, parameters, state_init, name)
-        self.spk_fun = spk_fun
+        membrane = {"tau_syn": tau_syn, "tau_mem": tau_mem, "r": r, "v_leak": v_leak, "w_in": w_in}
+        super().__init__(size, spk_fun, state_init, name, **membrane, v_threshold=v_threshold, v_reset=v_reset)
 
 
 class IF(Spiking):
@@ -400,8 +394,7 @@ class IF(Spiking):
         state_init: Initializer = ZEROS,
         name: str | None = None,
     ):
-        super().__init__(size, {"r": r, "v_threshold": v_threshold, "v_reset": v_reset}, state_init, name)
-        self.spk_fun = spk_fun
+        super().__init__(size, spk_fun, state_init, name, r=r, v_threshold=v_threshold, v_reset=v_reset)
 
     def relaxed(self, V: Any, current: Any) -> Any:
         """The membrane after a step of constant current."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from braintrace_nn._checks import describe
 from braintrace_nn._errors import ConfigurationError
-from braintrace_nn._init import ZEROS, Initializer, Size, as_size, broadcasts
+from braintrace_nn._init import ZEROS, Initializer, Size, as_size, require_broadcast
 from braintrace_nn._stateful import StatefulLayer
 from braintrace_nn._time import whole_steps
 
@@ -69,13 +69,7 @@ class Delay(StatefulLayer):
         super().__init__(size, size, state_init=state_init, name=name)
         self.delay, self.already = delay, already
         self.state_names = ()
-        shape = getattr(delay, "shape", np.shape(delay))
-        if not broadcasts(shape, size):
-            raise ConfigurationError(
-                "`delay` has the wrong shape.",
-                found=f"shape {shape}",
-                expected=f"a shape that broadcasts to {size}",
-            )
+        require_broadcast("delay", getattr(delay, "shape", np.shape(delay)), size)
 
     def steps(self) -> np.ndarray:
         """Number of steps that each unit is delayed."""
