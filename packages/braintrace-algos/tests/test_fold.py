@@ -10,7 +10,7 @@ from braintrace_algos._feeds import collect, spread
 from braintrace_algos._fold import fold
 from braintrace_algos._fold_types import Window
 from braintrace_algos._step import Derivatives
-from braintrace_compiler import Feed, FeedKind
+from braintrace_compiler import Feed, FeedKind, Known
 from braintrace_primitives import _rows
 
 
@@ -33,7 +33,9 @@ def test_a_window_equals_its_steps(model, data, by_rows, monkeypatch):
     weights = plan.weights([leaf for s in plan.parameters.values() for leaf in jax.tree.leaves(s.value)])
     keys = {plan.operations[c.operation].weight_path: c.key for c in plan.couplings}
 
-    derivatives = Derivatives({0: D}, {keys["w",]: F, keys["gain",]: jnp.zeros((K, S, B, H))}, [None] * 3)
+    rows = tuple(tuple(D[:, s, r] for r in range(S)) for s in range(S))
+    factors = {keys["w",]: tuple(F[:, s] for s in range(S)), keys["gain",]: (Known(0),) * S}
+    derivatives = Derivatives({0: rows}, factors, [None] * 3)
     x_of = {("w",): x, ("gain",): None, ("out",): jnp.zeros((K, B, H))}
     b_of = {("w",): b, ("gain",): jnp.zeros((K, H)), ("out",): jnp.zeros((K, B, 2))}
     paths = [op.weight_path for op in plan.operations]

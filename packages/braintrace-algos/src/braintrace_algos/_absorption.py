@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import LinearMemory
+from braintrace_compiler import Known, LinearMemory
 
+from ._entries import Rows
 from ._feeds import spread
 
 
@@ -36,8 +37,13 @@ def absorbed_signals(memory: LinearMemory, at_target: Sequence[Any], weights: di
 
 
 def absorb(
-    memory: LinearMemory, live: Sequence[int], slots: Sequence[int], D: Any, F: Sequence[Any], inputs: Sequence[Any]
-) -> tuple[Any, list[Any]]:
+    memory: LinearMemory,
+    live: Sequence[int],
+    slots: Sequence[int],
+    D: Rows,
+    F: Sequence[tuple[Any, ...]],
+    inputs: Sequence[Any],
+) -> tuple[Rows, list[tuple[Any, ...]]]:
     """D and F of a group with what it takes in, [[D, 0], [c ∂z/∂h, K]] and [F; c ∂z/∂y].
 
     Parameters
@@ -47,22 +53,17 @@ def absorb(
         Ordinals of the states of the group that carry a trace; they come first among the S states.
     slots : sequence of int
         For each of `F` the number of the operation among those that feed the group.
-    D : array (S, S, *positions)
-    F : sequence of arrays (S, *elements)
+    D : S rows of S entries
+    F : sequence of S entries each
     inputs : sequence of arrays
         Of the memory's program.
     """
     of_h, of_y = memory.derivatives(inputs)
-    S, n, positions = D.shape[0], len(memory.states), D.shape[2:]
-
-    def gained(value: Any, dtype: Any) -> Any:
-        gain = jnp.asarray(memory.gain, dtype).reshape(n, *(1,) * value.ndim)
-        return gain * value.astype(dtype)
-
-    before = [gained(of_h[r], D.dtype)[:, None] for r in live]
-    before += [jnp.zeros((n, S - len(live), *positions), D.dtype)]
-    decay = jnp.asarray(memory.decay, D.dtype).reshape(n, n, *(1,) * len(positions))
-    upper = jnp.concatenate([D, jnp.zeros((S, n, *positions), D.dtype)], 1)
-    lower = jnp.concatenate([*before, jnp.broadcast_to(decay, (n, n, *positions))], 1)
-    more = [gained(of_y[slot], f.dtype) for slot, f in zip(slots, F, strict=True)]
-    return jnp.concatenate([upper, lower]), [jnp.concatenate([f, rows]) for f, rows in zip(F, more, strict=True)]
+    gains, zero = [Known(c.item()) for c in memory.gain], Known(0)
+    upper = [(*row, *(zero for _ in gains)) for row in D]
+    lower = [
+        (*(gain * of_h[r] for r in live), *(zero for _ in range(len(D) - len(live))), *(Known(k.item()) for k in decay))
+        for gain, decay in zip(gains, memory.decay, strict=True)
+    ]
+    gained = [(*f, *(gain * of_y[slot] for gain in gains)) for slot, f in zip(slots, F, strict=True)]
+    return (*upper, *lower), gained

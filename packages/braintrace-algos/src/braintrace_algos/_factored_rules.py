@@ -185,7 +185,7 @@ class FactoredTraceRule(TraceRule):
     def _filtered(self, trace, blocks, xs, factors):
         """The filtered inputs, one step on."""
         x, one = trace["x"], trace["one"]
-        kept, added = _shared(_block(blocks, self.states, self.states), 2), _shared(factors[:, self.states, ...], 2)
+        kept, added = _shared(_block(blocks, self.states, self.states), 2), _shared(_columns(factors, self.states), 2)
         new = jnp.tensordot(kept, x, 1) + jnp.tensordot(added.T, xs.astype(x.dtype), 1)
         return {"x": new, "one": kept @ one + added.sum(0)}
 
@@ -197,23 +197,32 @@ class FactoredTraceRule(TraceRule):
         return (
             _block(blocks, rest, rest),
             jnp.concatenate([xs.astype(x.dtype), x, jnp.zeros_like(x)]),
-            jnp.concatenate([factors[:, rest, ...], across, beside]),
+            jnp.concatenate([_columns(factors, rest), across, beside]),
         )
 
     def _of_rest(self, signal):
-        return signal[self._rest(signal.shape[0]), ...]
+        return _rows(signal, self._rest(signal.shape[0]))
 
     def _through_filtered(self, trace, signal, weights, params):
         """The gradient by way of the states that factorise."""
-        x, sent = trace["x"].astype(signal.dtype), signal[self.states, ...]
+        x, sent = trace["x"].astype(signal.dtype), _rows(signal, self.states)
         one = trace["one"].reshape(-1, *(1,) * (signal.ndim - 1)).astype(signal.dtype)
         of_x = self.rule.pullback(x, weights, sent, params)
         of_one = self.rule.pullback(jnp.zeros_like(x), weights, sent * (one - 1), params)
         return {name: of_x[name] + of_one[name] for name in weights}
 
 
+def _rows(values, places):
+    # One by one: XLA sees through slices and stacks, but not through a gather.
+    return jnp.stack([values[place] for place in places])
+
+
+def _columns(values, places):
+    return jnp.stack([values[:, place] for place in places], 1)
+
+
 def _block(blocks, rows, columns):
-    return blocks[rows, ...][:, columns, ...]
+    return _columns(_rows(blocks, rows), columns)
 
 
 def _shared(values, lead):

@@ -197,7 +197,9 @@ class Plan(NamedTuple):
             group = self.transitions[index].group
             own = [per_state[at[p]] for p in group.hidden_paths]
             parts = group.split_cotangents(own) if cotangents else group.split(own)
-            stacked[index] = jnp.stack(parts, axis=lead).take(np.array(self.live[index], int), axis=lead)
+            live = self.live[index]
+            whole = jnp.stack(parts, axis=lead)
+            stacked[index] = whole if len(live) == len(parts) else whole.take(np.array(live, int), axis=lead)
         return stacked
 
     def live_names(self, group: int, places: Sequence[int]) -> list[str]:

@@ -4,13 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from braintrace_compiler import StateKind, differentiate
 
 from ._absorption import absorb
 from ._feedback import evaluate
-from ._feeds import feed_shape
 from ._plan import Coupling, Operands, Perturbations, Plan
 
 
@@ -90,9 +88,9 @@ class Derivatives(NamedTuple):
     Attributes
     ----------
     D : dict
-        Group -> (S, S, *positions), for groups that remember.
+        Group -> S rows of S entries, for groups that remember; each an array (*positions), or a number that is known.
     F : dict
-        Key of a coupling -> (S, *elements).
+        Key of a coupling -> S entries, each an array (*elements) or a number.
     x : Inputs
         Input of each operation, or None.
     """
@@ -126,11 +124,7 @@ def _of_group(plan: Plan, index: int, couplings: Sequence[Coupling], known: dict
     feeds = [(c.slot, c.feed) for c in couplings]
 
     def single(h, y, constants, taps):
-        if live:
-            D, F = differentiate(transition, feeds, live, [*h, *y, *constants])
-        else:
-            D = jnp.zeros((0, 0, *group.varshape), h[0].dtype)
-            F = [jnp.zeros((0, *feed_shape(feed, y[slot].shape)), y[slot].dtype) for slot, feed in feeds]
+        D, F = differentiate(transition, feeds, live, [*h, *y, *constants])
         for memory, tap in zip(memories, taps, strict=True):
             D, F = absorb(memory, live, [slot for slot, _ in feeds], D, F, [*h, *y, *tap])
         return D, F

@@ -49,12 +49,12 @@ def _window(learner: Any, leaves: list[Any]) -> list[Any]:
     run = _Differentiable(plan, learner.vjp_method == "single-step")
     theta = plan.parameter_leaves()
     weights = plan.weights(theta)
-    values = [jax.tree.leaves(s.state.value) for s in plan.states if s.kind is not StateKind.PARAMETER]
+    moving = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
+    values = [jax.tree.leaves(s.state.value) for s in moving]
     scale = step_weights(learner)
     scale = jnp.ones(leaves[0].shape[0]) if scale is None else scale
     (outputs, new), tape = run(theta, weights, stop(traces), stop(values), scale, leaves)
     learner.etraces.value = run.fold(tape, *run.nothing(leaves), stop(traces), stop(weights), stop(theta), scale)[2]
-    moving = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
     for info, of_state in zip(moving, new, strict=True):
         info.state.value = jax.tree.unflatten(info.treedef, of_state)
     return outputs

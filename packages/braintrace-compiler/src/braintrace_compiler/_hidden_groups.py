@@ -58,8 +58,8 @@ class HiddenGroup(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """Of the S states."""
-        return _real_dtype(self.hidden_invars[0].aval.dtype)
+        """Of the S states together."""
+        return jnp.result_type(*(_real_dtype(v.aval.dtype) for v in self.hidden_invars))
 
     @property
     def path_of_each_state(self) -> tuple[Path, ...]:

@@ -63,6 +63,7 @@ from braintrace_compiler import FeedKind as FeedKind
 from braintrace_compiler import HiddenGroup as HiddenGroup
 from braintrace_compiler import HiddenParamOpRelation as HiddenParamOpRelation
 from braintrace_compiler import HiddenPerturbation as HiddenPerturbation
+from braintrace_compiler import Known as Known
 from braintrace_compiler import LinearMemory as LinearMemory
 from braintrace_compiler import LocalTransition as LocalTransition
 from braintrace_compiler import MarkedOperation as MarkedOperation

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from braintrace_algos._entries import stacked
 from braintrace_algos._feeds import collect, feed_shape, over_states, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
@@ -110,11 +111,12 @@ class FactoredCarry(Carry):
         for c in _factored(plan):
             old_x, old_f = carry["x"][str(c.operation)], carry["f"][c.key]
             x[str(c.operation)] = (self.decay_x * old_x + tape.x[c.operation]).astype(old_x.dtype)
-            new_f = self.gain_f * tape.F[c.key]
+            new_f = [self.gain_f * value for value in tape.F[c.key]]
             if c.group in tape.D and self.decay_f:
-                D = spread(c.feed, tape.D[c.group], 2)
-                new_f = new_f + self.decay_f * sum(D[:, r] * old_f[r] for r in range(old_f.shape[0]))
-            f[c.key] = new_f.astype(old_f.dtype)
+                D = jax.tree.map(lambda v, feed=c.feed: spread(feed, v, 0), tape.D[c.group])
+                kept = [sum(d * old for d, old in zip(row, old_f, strict=True)) for row in D]
+                new_f = [new + self.decay_f * old for new, old in zip(new_f, kept, strict=True)]
+            f[c.key] = stacked(new_f, old_f.shape[1:], old_f.dtype)
         return {"x": x, "f": f, "steps": carry["steps"] + 1}
 
     def _normalised(self, f: Any, steps: Any) -> Any:

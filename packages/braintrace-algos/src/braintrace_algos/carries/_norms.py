@@ -5,16 +5,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from braintrace_algos._entries import Rows, matrix
 from braintrace_algos._factored_rules import Norms
 
-from ._recursion import backwards
+from ._recursion import Recursion
 
 
-def window_norms(D: Any) -> Norms:
-    """Norms of the products of D, (K, S, S, *positions)."""
-    nothing = jnp.zeros((D.shape[0], *D.shape[2:]), D.dtype)
-    suffixes, M = backwards(D, nothing, nothing[0], lambda M, _: spectral_bound(M[1:]), None)
-    return Norms(suffixes, spectral_bound(M[1:]), jax.vmap(spectral_bound)(D).max())
+def window_norms(recursion: Recursion) -> Norms:
+    """Norms of the products of D that a recursion without signals makes, and of D itself."""
+    shape, dtype = recursion.positions, recursion.dtype
+
+    def norm(rows: Rows) -> Any:
+        return spectral_bound(matrix(rows, shape, dtype))
+
+    suffixes, M = recursion.run(lambda M, _: norm(M[1:]), None)
+    single = jax.vmap(lambda D, _: norm(D))(recursion.D, jnp.arange(recursion.K))
+    return Norms(suffixes, norm(M[1:]), single.max())
 
 
 def spectral_bound(A: Any) -> Any:

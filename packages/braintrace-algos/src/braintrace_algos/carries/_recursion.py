@@ -11,13 +11,21 @@ in D (hard resets) are safe.
 
 With signals q^t = dl^t/dh^{t-1} the last step has none behind it, l = 0. Signals L^t = dl^t/dh^t at the new states
 are the same thing one step later: q^t = L^{t-1}, q^1 = 0 and l = L^K.
+
+M is made entry by entry. An entry to which no known path leads is zero and left out. One whose paths have known factors
+only is an element of a power of the known part of D: a number for each step, computed beforehand. The others are
+arrays over the positions, and these alone are carried backwards.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from braintrace_algos._entries import Rows, full, is_zero
+from braintrace_compiler import Known
 
 
 def past_signals(q: Any) -> tuple[Any, Any]:
@@ -30,35 +38,122 @@ def state_signals(L: Any) -> tuple[Any, Any]:
     return jnp.concatenate([jnp.zeros_like(L[:1]), L[:-1]]), L[-1]
 
 
-def backwards(D: Any, q: Any, l: Any, emit: Callable[[Any, Any], Any], beside: Any) -> tuple[Any, Any]:
-    """What `emit` makes of M^t for t = 1 ... K, with a leading time axis, and M^0.
+class Recursion:
+    """M^t of one group over a window.
 
     Parameters
     ----------
-    D : array (K, S, S, *positions), or None
-        None where nothing is remembered, D = 0.
-    q : array (K, S, *positions)
-    l : array (S, *positions)
-    emit : callable
-        ``emit(M, beside of the same step)`` with M of shape (S + 1, S, *positions).
-    beside : pytree
-        Of arrays with a leading axis of K.
-
-    Returns
-    -------
-    pytree, array (S + 1, S, *positions)
+    D : S rows of S entries, or None
+        Arrays (K, *positions), and numbers. None where nothing is remembered, D = 0.
+    signals : (q, l), or None
+        Arrays (K, S, *positions) and (S, *positions). None where row 0 is not asked for: it is zero then.
+    K, S : int
+    positions : tuple of int
+    dtype : dtype
     """
-    S, positions = l.shape[0], l.shape[1:]
-    eye = jnp.eye(S, dtype=l.dtype).reshape(S, S, *(1,) * len(positions))
-    last = jnp.concatenate([l[None], jnp.broadcast_to(eye, (S, S, *positions))])
-    if D is None:
-        rows = jnp.concatenate([q[:, None], jnp.zeros((q.shape[0], S, S, *positions), l.dtype)], axis=1)
-        return jax.vmap(emit)(jnp.concatenate([rows[1:], last[None]]), beside), rows[0]
 
-    def back(M, step):
-        D, q, beside = step
-        before = sum(M[:, s, None] * D[s] for s in range(S))
-        return before.at[0].add(q), emit(M, beside)
+    def __init__(
+        self, D: Rows | None, signals: tuple[Any, Any] | None, K: int, S: int, positions: tuple[int, ...], dtype: Any
+    ):
+        self.D = D if D is not None else tuple((Known(0),) * S for _ in range(S))
+        self.signals, self.K, self.S, self.positions, self.dtype = signals, K, S, positions, dtype
+        self.steps_apart = all(is_zero(entry) for row in self.D for entry in row)
+        rank = _closure([[_rank(entry) for entry in row] for row in self.D])
+        self.rank = [[_ARRAY if signals is not None else _ZERO] * S, *rank]
+        self.powers = self._powers()
 
-    M0, emitted = jax.lax.scan(back, last, (D, q, beside), reverse=True)
-    return emitted, M0
+    def _powers(self) -> Any:
+        """The known part of D to the power of 0 ... K."""
+        known = np.array([[e.value if isinstance(e, Known) else 0 for e in row] for row in self.D])
+        powers = [np.eye(self.S, dtype=np.result_type(known, float))]
+        for _ in range(self.K if 1 in np.array(self.rank) else 0):
+            powers.append(powers[-1] @ known)
+        return np.stack(powers)
+
+    def arrays(self) -> int:
+        """Number of the entries of M that are arrays."""
+        return sum(row.count(_ARRAY) for row in self.rank)
+
+    def rows_of_arrays(self) -> int:
+        """Number of the rows of M that have such entries."""
+        return sum(_ARRAY in row for row in self.rank)
+
+    def run(self, emit: Callable[[Rows, Any], Any], beside: Any) -> tuple[Any, Rows]:
+        """What `emit` makes of M^t for t = 1 ... K, with a leading time axis, and M^0.
+
+        Parameters
+        ----------
+        emit : callable
+            ``emit(M, beside of the same step)`` with the S + 1 rows of M, whose entries are arrays (*positions), arrays
+            without axes, or numbers.
+        beside : pytree
+            Of arrays with a leading axis of K.
+        """
+        K, S = self.K, self.S
+        known = {
+            (i, j): jnp.asarray(self.powers[K - 1 :: -1, i - 1, j], self.dtype)
+            for i, row in enumerate(self.rank)
+            for j, rank in enumerate(row)
+            if rank == _NUMBER
+        }
+        if not any(_ARRAY in row for row in self.rank):
+            return jax.vmap(lambda known, beside: emit(self._rows(known), beside))(known, beside), self._first({})
+        if self.steps_apart:  # row 0 is the signal of the next step, and the others are known
+            q, l = self.signals
+            later = jnp.concatenate([q[1:], l[None]])
+            moving = {(0, j): later[:, j] for j in range(S)}
+            out = jax.vmap(lambda moving, known, beside: emit(self._rows({**moving, **known}), beside))
+            return out(moving, known, beside), self._first({(0, j): q[0, j] for j in range(S)})
+
+        def back(moving, step):
+            known, D, q, beside = step
+            M = self._rows({**moving, **known})
+            before = {(i, j): sum(M[i][s] * D[s][j] for s in range(S)) for i, j in moving}
+            if q is not None:
+                before |= {(0, j): before[0, j] + q[j] for j in range(S)}
+            before = {at: full(value, self.positions, self.dtype) for at, value in before.items()}
+            return before, emit(M, beside)
+
+        q, l = (None, None) if self.signals is None else self.signals
+        last = {
+            (i, j): full(l[j] if i == 0 else Known(int(i - 1 == j)), self.positions, self.dtype)
+            for i, row in enumerate(self.rank)
+            for j, rank in enumerate(row)
+            if rank == _ARRAY
+        }
+        first, emitted = jax.lax.scan(back, last, (known, self.D, q, beside), reverse=True)
+        return emitted, self._first(first)
+
+    def _rows(self, entries: dict[tuple[int, int], Any]) -> Rows:
+        return tuple(tuple(entries.get((i, j), Known(0)) for j in range(self.S)) for i in range(self.S + 1))
+
+    def _first(self, moving: dict[tuple[int, int], Any]) -> Rows:
+        """M^0."""
+        known = {
+            (i, j): Known(self.powers[self.K, i - 1, j].item())
+            for i, row in enumerate(self.rank)
+            for j, rank in enumerate(row)
+            if rank == _NUMBER
+        }
+        return self._rows({**moving, **known})
+
+
+_ZERO, _NUMBER, _ARRAY = range(3)
+
+
+def _rank(entry: Any) -> int:
+    return _ZERO if is_zero(entry) else _NUMBER if isinstance(entry, Known) else _ARRAY
+
+
+def _closure(D: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What the entries of every product of blocks are, the identity among them, from what those of a block are."""
+    S = range(len(D))
+    found = [[_NUMBER if i == j else _ZERO for j in S] for i in S]
+    while True:
+        longer = [
+            [max([found[i][j], *(max(found[i][s], D[s][j]) for s in S if found[i][s] and D[s][j])]) for j in S]
+            for i in S
+        ]
+        if longer == found:
+            return found
+        found = longer

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from braintrace_algos._entries import Rows, full, matrix, stacked
 from braintrace_algos._factored_rules import FactoredTraceRule, RecentStepsTraceRule, TruncatedTraceRule
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
@@ -14,12 +15,12 @@ from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._sizes import tree_bytes
 from braintrace_algos._step import Derivatives, StepResult, local_derivatives
 from braintrace_algos._truncation import CarryChoice, TruncatedTrace
-from braintrace_compiler import ETraceGraph, LinearMemory, factored_states
+from braintrace_compiler import ETraceGraph, Known, LinearMemory, factored_states
 from braintrace_primitives import TraceRule
 
 from ._base import Carry
 from ._norms import window_norms
-from ._recursion import backwards, past_signals, state_signals
+from ._recursion import Recursion, past_signals, state_signals
 
 
 class TraceCarry(Carry):
@@ -111,14 +112,22 @@ class TraceCarry(Carry):
         P, PF, signals = {}, {}, {}
         for index in plan.traced:
             own = [c for c in plan.couplings if c.group == index]
-            R, M0 = _received(own, tape, index, *self._signals(plan, window, index))
-            signals[index] = M0[0] if entry is None else entry[index]
+            enter = None
+            if entry is None:
+                enter = (past_signals if plan.signal == "past" else state_signals)(window.signals[index])
+            recursion = self.recursion(plan, tape.D.get(index), enter, len(window.scale), index)
+            R, M0 = _received(own, tape, recursion)
+            positions, dtype = recursion.positions, recursion.dtype
+            signals[index] = stacked(M0[0], positions, dtype) if entry is None else entry[index]
             if index in tape.D:
-                P[index] = M0[1:]
+                P[index] = matrix(M0[1:], positions, dtype)
             for c in own:
-                PF[c.key] = R[c.key][:, 1:]
+                sent, *left = R[c.key]
+                y = plan.operations[c.operation].y_var.aval
+                shape = (recursion.K, *feed_shape(c.feed, y.shape))
+                PF[c.key] = stacked(left, shape, jnp.result_type(dtype, y.dtype), 1)
                 if entry is None:
-                    sent = collect(c.feed, R[c.key][:, 0], plan.operations[c.operation].y_var.aval.shape)
+                    sent = collect(c.feed, full(sent, shape, PF[c.key].dtype), y.shape)
                     g[c.operation] = g[c.operation] + sent.astype(g[c.operation].dtype)
         x = list(tape.x)
         for c, xs, gs in self._kept(plan, carry, signals):
@@ -127,7 +136,7 @@ class TraceCarry(Carry):
         past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights)
         short = _short(plan)
         new |= {k: _exit_one(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
-        return Folded(x, g, past, _bounded(plan, carry, new, tape.D))
+        return Folded(x, g, past, self._bounded(plan, carry, new, tape.D, len(window.scale)))
 
     def _kept(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> Iterator[tuple[Coupling, Any, Any]]:
         """The steps that are kept of the traces that are cut short, by use of the weight: (R, *x), received (R, *y)."""
@@ -136,14 +145,10 @@ class TraceCarry(Carry):
             for i, use in enumerate(uses):
                 yield use, xs[i], collect(use.feed, sent[i], plan.operations[use.operation].y_var.aval.shape)
 
-    def _signals(self, plan: Plan, window: Window, index: int) -> tuple[Any, Any]:
-        """(q, l) of `backwards`; zeros where the past enters as a whole."""
-        if index in window.signals:
-            return (past_signals if plan.signal == "past" else state_signals)(window.signals[index])
+    def recursion(self, plan: Plan, D: Rows | None, signals: tuple[Any, Any] | None, K: int, index: int) -> Recursion:
+        """M^t of a group over K steps; its row of signals where they are given."""
         group = plan.transitions[index].group
-        K = jax.tree.leaves(window)[0].shape[0]
-        shape = (K, self.num_states(plan, index), *group.varshape)
-        return past_signals(jnp.zeros(shape, group.dtype))
+        return Recursion(D, signals, K, self.num_states(plan, index), group.varshape, group.dtype)
 
     def entry_gradient(
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
@@ -178,8 +183,23 @@ class TraceCarry(Carry):
         return _by_operation(plan, past), new
 
     def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
-        D, PF, x = jax.tree.map(lambda v: v[None], (tape.D, tape.F, tape.x))
-        return _bounded(plan, carry, self._exit(plan, carry, tape.D, PF, x, weights), D)
+        PF = {}
+        for c in plan.traced_couplings:
+            y = plan.operations[c.operation].y_var.aval
+            PF[c.key] = stacked(tape.F[c.key], feed_shape(c.feed, y.shape), y.dtype)[None]
+        groups = {index: plan.transitions[index].group for index in tape.D}
+        P = {index: matrix(D, groups[index].varshape, groups[index].dtype) for index, D in tape.D.items()}
+        D, x = jax.tree.map(lambda v: v[None], (tape.D, tape.x))
+        return self._bounded(plan, carry, self._exit(plan, carry, P, PF, x, weights), D, 1)
+
+    def _bounded(self, plan: Plan, carry: Any, new: Any, D: Mapping[int, Any], K: int) -> Any:
+        """The traces `new` at the exit of a window, those that are cut short with their bounds."""
+        short = _short(plan)
+        norms = {
+            index: window_norms(self.recursion(plan, D.get(index), None, K, index))
+            for index in {uses[0].group for _, _, uses in short}
+        }
+        return new | {key: rule.bounded(new[key], carry[key], norms[uses[0].group]) for key, rule, uses in short}
 
     def truncated(self, plan: Plan, carry: Any) -> tuple[TruncatedTrace, ...]:
         copies, found = plan.batch or 1, []
@@ -223,34 +243,28 @@ def _whole(plan: Plan) -> Plan:
     return plan._replace(couplings=tuple(c for c in plan.couplings if not isinstance(c.rule, TruncatedTraceRule)))
 
 
-def _bounded(plan: Plan, carry: Any, new: Any, D: Mapping[int, Any]) -> Any:
-    """The traces `new` at the exit of a window, those that are cut short with their bounds; D (K, S, S, *positions)."""
-    short = _short(plan)
-    norms = {index: window_norms(D[index]) for index in {uses[0].group for _, _, uses in short}}
-    return new | {key: rule.bounded(new[key], carry[key], norms[uses[0].group]) for key, rule, uses in short}
+def _received(
+    own: Sequence[Coupling], tape: Derivatives, recursion: Recursion
+) -> tuple[dict[str, tuple[Any, ...]], Rows]:
+    """M^t F^t at the elements of each coupling of a group, S + 1 entries (K, *elements), and M^0.
 
-
-def _received(own: Sequence[Coupling], tape: Derivatives, index: int, q: Any, l: Any) -> tuple[dict[str, Any], Any]:
-    """M^t F^t at the elements of each coupling of a group, (K, S + 1, *elements), and M^0.
-
-    They are made inside the recursion or after it, whichever keeps fewer numbers: S + 1 for each coupling, or
-    (S + 1) S for the rows of M.
+    They are made inside the recursion or after it, whichever keeps fewer arrays.
     """
     F = {c.key: tape.F[c.key] for c in own}
 
     def through(M, F):
-        return {c.key: _through_F(c, M, F[c.key]) for c in own}
+        return {c.key: tuple(_through_F(c, row, F[c.key], len(recursion.positions)) for row in M) for c in own}
 
-    if len(own) <= l.shape[0]:
-        return backwards(tape.D.get(index), q, l, through, F)
-    M, M0 = backwards(tape.D.get(index), q, l, lambda M, _: M, None)
+    if len(own) * recursion.rows_of_arrays() <= recursion.arrays():
+        return recursion.run(through, F)
+    M, M0 = recursion.run(lambda M, _: M, None)
     return jax.vmap(through)(M, F), M0
 
 
-def _through_F(c: Coupling, M: Any, F: Any) -> Any:
-    """M F at the elements that carry the trace: (S + 1, *elements)."""
-    at = spread(c.feed, M, 2)
-    return sum(at[:, s] * F[s] for s in range(F.shape[0]))
+def _through_F(c: Coupling, row: Sequence[Any], F: Sequence[Any], axes: int) -> Any:
+    """A row of M times F, at the elements that carry the trace."""
+    at = (m if isinstance(m, Known) or m.ndim < axes else spread(c.feed, m, 0) for m in row)
+    return sum(m * f for m, f in zip(at, F, strict=True))
 
 
 def _contracted(plan: Plan, c: Coupling, trace: Any, signals: Mapping[int, Any], weights: Operands) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import Derivatives, StepResult
 from braintrace_algos._truncation import TruncatedTrace
-from braintrace_compiler import ETraceGraph, LinearMemory, Omission, true_diagonals
+from braintrace_compiler import ETraceGraph, Known, LinearMemory, Omission, true_diagonals
 from braintrace_primitives._jax_compat import eval_jaxpr
 
 from ._trace import TraceCarry
@@ -52,21 +52,15 @@ class FilteredTraceCarry(TraceCarry):
     def observe(self, plan: Plan, result: StepResult) -> Derivatives:
         tape = super().observe(plan, result)
         D, F = dict(tape.D), dict(tape.F)
-        axis = 0 if plan.batch is None else 1
         for index in recurrent_groups(plan):
-            group = plan.transitions[index].group
-            shape = group.varshape if plan.batch is None else (plan.batch, *group.varshape)
-            S = plan.num_states(index)
-            own = D.get(index)
-            if own is None:
-                own = jnp.zeros((*shape[:axis], S, S, *shape[axis:]), group.dtype)
-            eye = jnp.eye(S, dtype=own.dtype).reshape(S, S, *(1,) * len(group.varshape))
-            kept = jnp.broadcast_to(self.kappa * eye, own.shape)
-            upper = jnp.concatenate([own, jnp.zeros_like(own)], axis + 1)
-            D[index] = jnp.concatenate([upper, jnp.concatenate([own, kept], axis + 1)], axis)
+            S = range(plan.num_states(index))
+            own = D.get(index, tuple((Known(0),) * len(S) for _ in S))
+            upper = [(*row, *(Known(0) for _ in S)) for row in own]
+            lower = [(*row, *(Known(self.kappa if r == s else 0) for r in S)) for s, row in enumerate(own)]
+            D[index] = (*upper, *lower)
         for c in plan.traced_couplings:
             if c.group in recurrent_groups(plan):
-                F[c.key] = jnp.concatenate([F[c.key], F[c.key]], axis)
+                F[c.key] = (*F[c.key], *F[c.key])
         return Derivatives(D, F, tape.x)
 
     def signals(self, plan: Plan, by_group: dict[int, Any]) -> dict[int, Any]:
@@ -103,20 +97,13 @@ class CoupledTraceCarry(TraceCarry):
             def single(*inputs, group=group, program=program):
                 h, constants = list(inputs[: group.num_state]), inputs[group.num_state :]
                 new, pull = jax.vjp(lambda h: eval_jaxpr(program, *h, *constants), h)
-                rows = [true_diagonals(lambda ct: pull(ct)[0], new, s) for s in range(group.num_state)]
-                return jnp.stack(rows)
+                return tuple(tuple(true_diagonals(lambda ct: pull(ct)[0], new, s)) for s in range(group.num_state))
 
             coupled = (single if plan.batch is None else jax.vmap(single))(*inputs)
-            D[index] = (
-                coupled if index not in tape.D else _with_block(tape.D[index], coupled, 0 if plan.batch is None else 1)
-            )
+            absorbed = D.get(index, coupled)
+            beside = [(*row, *more[len(row) :]) for row, more in zip(coupled, absorbed, strict=False)]
+            D[index] = (*beside, *absorbed[len(coupled) :])
         return Derivatives(D, tape.F, tape.x)
-
-
-def _with_block(D: Any, block: Any, lead: int) -> Any:
-    """D with another block between its first states, after `lead` leading axes."""
-    first = slice(block.shape[lead])
-    return D.at[(slice(None),) * lead + (first, first)].set(block)
 
 
 class Modulated(NamedTuple):
