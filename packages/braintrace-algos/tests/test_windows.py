@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from braintrace_algos import D_RTRL, LearnerError, LearnerTypeError, MultiStepData, SingleStepData, compile
+from braintrace_primitives import matmul
 
 
 def compiled(model, data, **options):
@@ -80,6 +81,40 @@ def test_chunks_weigh_signals_that_are_not_their_losses(recurrent_model, data, l
         return jnp.mean((learner(MultiStepData(x)) - y) ** 2, axis=(1, 2))
 
     assert distance(learner.etrace_grad(*data, step_fn=window, mask=mask, chunk_size=3), expected) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:POSITION_MIXING")
+def test_states_that_are_not_hidden_are_not_differentiated_through_time(data, loss, distance):
+    """A delay line gives the same gradient whatever the window: that of a line that is data."""
+    I, H, O = data[0].shape[-1], 3, data[1].shape[-1]
+
+    class Delayed(brainstate.nn.Module):
+        def __init__(self, line):
+            super().__init__()
+            self.line = line
+            self.w = brainstate.ParamState(jnp.asarray(np.random.default_rng(0).normal(size=(I + H, H)), jnp.float32))
+            self.out = brainstate.ParamState(jnp.ones((H, O)))
+
+        def init_state(self, batch_size=None):
+            self.h = brainstate.HiddenState(jnp.zeros((batch_size, H)))
+            self.d = self.line(jnp.zeros((2, batch_size, H)))
+
+        def update(self, x):
+            late = self.d.value[0]
+            self.d.value = jnp.stack([self.d.value[1], self.h.value])
+            self.h.value = 0.7 * self.h.value + jnp.tanh(matmul(jnp.concatenate([x, late], -1), self.w.value))
+            return matmul(self.h.value, self.out.value)
+
+    def gradient(line, algorithm, **options):
+        learner = compile(Delayed(line), algorithm, data[0][0], batch_size=data[0].shape[1], **options)
+        return learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(x), y), reduction="sum")
+
+    expected = gradient(brainstate.ShortTermState, "rtrl")
+    for algorithm, options in (("bptt", {}), ("rtrl", {"window": 3}), ("d_rtrl", {})):
+        assert distance(gradient(brainstate.ShortTermState, algorithm, **options), expected) < 1e-5
+    learner = compile(Delayed(brainstate.ShortTermState), "bptt", data[0][0], batch_size=data[0].shape[1])
+    assert distance(gradient_of_windows(learner, data, loss, len(data[0])), expected) < 1e-5
+    assert distance(gradient(brainstate.HiddenState, "bptt"), expected) > 0.05
 
 
 def test_chunks_are_compiled_once(recurrent_model, data):

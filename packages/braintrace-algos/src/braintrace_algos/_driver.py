@@ -142,7 +142,11 @@ class GradientDriver:
         return self.plan.by_group([found[i] for i in range(len(found))])
 
     def _full_window(self, theta, weights, values, traces, sequences, scales) -> Any:
-        """The window is differentiated as a whole; the trace enters with the cotangent of the entry state."""
+        """The window is differentiated as a whole; the trace enters with the cotangent of the entry state.
+
+        States that are not hidden are carried, never differentiated through time: else what a window gives of them
+        would depend on where it begins.
+        """
         plan = self.plan
         K = scales.shape[0]
         hidden = {id(s.state): i for i, s in enumerate(plan.graph.module_info.hidden)}
@@ -157,6 +161,9 @@ class GradientDriver:
 
             def step(values, inputs):
                 slices, scale, deltas = inputs
+                values = [
+                    jax.lax.stop_gradient(v) if at is None else v for at, v in zip(positions, values, strict=True)
+                ]
                 scaled, (value, aux, tape, values) = self._loss(
                     theta, weights, zeros._replace(deltas=deltas), values, slices, scale
                 )

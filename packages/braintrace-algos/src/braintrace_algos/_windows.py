@@ -102,6 +102,8 @@ class _Differentiable:
         plan, zeros = self.plan, self.plan.zero_perturbations()
         parameters, own = iter(theta), iter(values)
         fixed, entry = [], []
+        others = (s.kind for s in plan.states if s.kind is not StateKind.PARAMETER)
+        followed = [not self.strict and kind is StateKind.HIDDEN for kind in others]
         for info in plan.states:
             if info.kind is StateKind.PARAMETER:
                 fixed.append([next(parameters) for _ in info.invars])
@@ -112,8 +114,8 @@ class _Differentiable:
         def step(moving, inputs):
             x, deltas, signal = inputs
             perturbations = zeros._replace(deltas=deltas)
+            moving = [v if follow else jax.lax.stop_gradient(v) for v, follow in zip(moving, followed, strict=True)]
             if self.strict:
-                moving = jax.lax.stop_gradient(moving)
                 perturbations = perturbations._replace(**{"previous" if plan.signal == "past" else "new": signal})
             one, other = iter(fixed), iter(moving)
             states = [next(one if s.kind is StateKind.PARAMETER else other) for s in plan.states]
