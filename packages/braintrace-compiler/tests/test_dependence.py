@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from braintrace_compiler import extract_module_info, step_structure
-from braintrace_primitives import SparsityPattern, conv, element_wise, matmul, sparse_matmul
+from braintrace_primitives import SparsityPattern, conv, element_wise, embedding, matmul, sparse_matmul
 
 N = 6
 RNG = np.random.default_rng(0)
@@ -42,6 +42,7 @@ STEPS = {
     "one weight each": (lambda h, w: h[::-1] + element_wise(w) * h, (N,)),
     "added up": (lambda h, w: jnp.zeros(N).at[np.array([0, 0, 2, 5, 5, 5])].add(h * w), (N,)),
     "sums of parts": (lambda h, w: jnp.repeat((h * w).reshape(2, 3).sum(1), 3), (N,)),
+    "looked up": (lambda h, w: h + embedding((h > 0).sum() % 2, w), (2, N)),
     "a loop": (looped, (N,)),
     "two matrices": (lambda h, w: jnp.tanh(matmul(matmul(h, w[0] * MASK), w[1] * MASK.T)), (2, N, N)),
     "nothing passes": (lambda h, w: jax.lax.stop_gradient(h) * w, (N,)),

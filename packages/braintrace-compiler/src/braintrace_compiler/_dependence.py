@@ -159,6 +159,8 @@ def _links(
     """For dependent pairs (input, output) of an equation the booleans (elements of output, elements of input)."""
     if eqn.primitive is lax.dot_general_p:
         return {(i, 0): link for i, link in enumerate(_product(eqn, where)) if operands[i] is not None}
+    if eqn.primitive is lax.gather_p and operands[0] is not None and constants.value(eqn.invars[1]) is None:
+        return {(0, 0): _looked_up(eqn)}
     if eqn.primitive in _LINEAR:
         return {(i, 0): _probed(eqn, i, where) for i, sets in enumerate(operands) if sets is not None}
     found = {}
@@ -260,6 +262,22 @@ def _product(eqn: JaxprEqn, where: Sequence[np.ndarray | None]) -> list[Sets]:
         rows, columns = to[kept].reshape(-1), numbers[i][kept].reshape(-1)
         links.append(sparse.csr_array((np.ones(rows.size, bool), (rows, columns)), (out.size, avals[i].size)))
     return links
+
+
+def _looked_up(eqn: JaxprEqn) -> Sets:
+    """The link of a gather by indices that are data: along axes that it takes whole, elements stay where they are."""
+    given, out, numbers = eqn.invars[0].aval, eqn.outvars[0].aval, eqn.params["dimension_numbers"]
+    moved = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    pairs = zip((a for a in range(given.ndim) if a not in moved), numbers.offset_dims, strict=True)
+    whole = [(a, o) for a, o in pairs if eqn.params["slice_sizes"][a] == given.shape[a]]
+    keys = np.arange(math.prod(given.shape[a] for a, _ in whole))
+
+    def by_key(aval: Any, axes: Sequence[int]) -> Sets:
+        spread = keys.reshape([size if axis in axes else 1 for axis, size in enumerate(aval.shape)])
+        found = np.broadcast_to(spread, aval.shape).reshape(-1)
+        return sparse.csr_array((np.ones(aval.size, bool), (np.arange(aval.size), found)), (aval.size, keys.size))
+
+    return sparse.csr_array(by_key(out, [o for _, o in whole]) @ by_key(given, [a for a, _ in whole]).T)
 
 
 def _probed(eqn: JaxprEqn, i: int, where: Sequence[np.ndarray | None]) -> Sets:
