@@ -61,6 +61,32 @@ def accuracy_after_training(cell, algorithm="d_rtrl", **options):
     return sum(scores[-20:]) / 20
 
 
+def temporaries(T, cell=braintrace.nn.GRUCell, algorithm="d_rtrl", **options):
+    """Bytes of intermediate values that the compiled gradient of a trial of T steps needs."""
+    learner = braintrace.compile(Recall(cell), algorithm, jnp.zeros((BATCH, 2)), batch_size=BATCH, **options)
+    face = learner.functional()
+    params, state = face.init()
+
+    def gradient(params, state, xs, bits):
+        return face.fold(
+            params,
+            state,
+            xs,
+            bits,
+            loss=lambda out, bit: optax.softmax_cross_entropy_with_integer_labels(out, bit).mean(),
+        )
+
+    shapes = jnp.zeros((T, BATCH, 2)), jnp.zeros((T, BATCH), jnp.int32)
+    compiled = jax.jit(gradient).lower(params, state, *shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_windows_need_the_same_memory_whatever_the_delay():
+    short, long = (temporaries(T, vjp_method="multi-step", window=5) for T in (20, 2000))
+    assert long == pytest.approx(short, rel=0.05)
+    assert temporaries(200, algorithm="bptt") > 5 * temporaries(20, algorithm="bptt")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", [braintrace.nn.GRUCell, braintrace.nn.LSTMCell])
 def test_windows_recall_what_bptt_recalls(cell):
