@@ -117,3 +117,15 @@ def test_where_nothing_is_omitted_nothing_is_missing():
     certificate, missing = error(alone)
     assert certificate.exact
     assert missing < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::braintrace.CompilationWarning")
+def test_a_bias_beside_a_weight_that_varies_is_exact():
+    def step(m: Any, x: Any) -> Any:
+        y = matmul(jnp.tile(x, H)[:H], m.u.value * jnp.cos(x.sum()), m.w.value[0])
+        m.v.value = 0.9 * m.v.value + jnp.tanh(y)
+        return m.v.value
+
+    certificate, missing = error(step)
+    assert certificate.exact
+    assert missing < 1e-5

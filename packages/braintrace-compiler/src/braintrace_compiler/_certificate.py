@@ -38,7 +38,7 @@ class Omission(enum.Enum):
     OLDER_STEPS = "older steps"
     """The learner was told to keep the last steps only, in place of the trace (``carry="truncate"``)."""
     TIME_VARYING_WEIGHT = "time-varying weight"
-    """The weight depends on data or state: no trace follows it, nor a bias beside it."""
+    """The weight depends on data or state: no trace follows it."""
     UNTRACED_USE = "untraced use"
     """A parameter of the weight also feeds memory where no trace follows: unmarked, or in a weight that varies."""
 

@@ -17,6 +17,7 @@ from ._descent import LoopedOperation
 from ._diagnostics import CompilationRecord, Path
 from ._errors import CompilationError
 from ._positions_constants import Constants
+from ._steady_biases import split_steady_biases
 
 GLOBAL = "<global>"
 _VALUE_WANTED = (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError)
@@ -115,6 +116,12 @@ class ModuleInfo(NamedTuple):
     def const_invars(self) -> tuple[Var, ...]:
         """The inputs that take `consts`."""
         return tuple(self.jaxpr.invars[: len(self.consts)])
+
+    @property
+    def varying_invars(self) -> tuple[Var, ...]:
+        """The inputs that may differ from step to step: data and states."""
+        states = (s for s in self.states if s.kind is not StateKind.PARAMETER)
+        return (*self.arg_invars, *(v for s in states for v in s.invars))
 
     def constants(self) -> Constants:
         """What is known of the program's variables at compile time."""
@@ -227,9 +234,10 @@ def extract_module_info(
     for info in infos:
         if info.kind is StateKind.HIDDEN:
             _require_constant_shape(info, arg_invars)
-    return ModuleInfo(
+    minfo = ModuleInfo(
         program, tuple(consts), arguments, out_tree, arg_invars, out_outvars, tuple(infos), records, looped
     )
+    return minfo._replace(jaxpr=split_steady_biases(program, minfo.varying_invars, looped))
 
 
 def _state_info(state: brainstate.State, path: Path, inputs: Any, outputs: Any) -> StateInfo:

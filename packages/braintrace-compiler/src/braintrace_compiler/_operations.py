@@ -19,7 +19,7 @@ from ._jaxpr import (
     reads,
     source_line,
 )
-from ._module_info import ModuleInfo, StateKind
+from ._module_info import ModuleInfo
 
 
 class MarkedOperation(NamedTuple):
@@ -145,11 +145,7 @@ def time_varying_operations(minfo: ModuleInfo) -> tuple[MarkedOperation, ...]:
 
 def _varying_in_time(minfo: ModuleInfo) -> Mapping[Var, int]:
     """The variables that depend on data or state."""
-    varying = {
-        *minfo.arg_invars,
-        *(v for s in minfo.states if s.kind is not StateKind.PARAMETER for v in s.invars),
-    }
-    return influence(minfo.jaxpr.eqns, dict.fromkeys(varying, 1), derivative=False)
+    return influence(minfo.jaxpr.eqns, dict.fromkeys(minfo.varying_invars, 1), derivative=False)
 
 
 def _all_operations(minfo: ModuleInfo) -> Iterator[MarkedOperation]:
