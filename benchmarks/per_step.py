@@ -16,11 +16,11 @@ from . import processes
 from .regimes import Regime
 
 SIZES = {
-    "full": (Regime("lif1", 32, 256, 512, 32), Regime("lif2", 16, 256, 512, 32), Regime("gru", 16, 128, 512, 32)),
+    "full": (Regime("lif1", 32, 256, 512, 64), Regime("lif2", 32, 256, 512, 64), Regime("gru", 16, 128, 512, 32)),
     "quick": (Regime("lif1", 32, 256, 512, 64),),
     "smoke": (Regime("lif1", 2, 3, 4, 8),),
 }
-ROUNDS = {"full": 9, "quick": 5, "smoke": 3}
+ROUNDS = {"full": 7, "quick": 5, "smoke": 3}
 LIMIT = "8 bytes per element"
 
 

@@ -92,8 +92,8 @@ def _turn_one_state(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any)
             total = _contracted(total, trace, signal, begin + j)
         decay = _after(rows(blocks[0], 1), total)  # the sum reads what is overwritten next
         new = decay * rows(trace, 1)
-        for factor, x in zip(rows(factors, 2), rows(xs, 1), strict=True):
-            new = new + factor * x
+        for factor, x in zip(factors, xs, strict=True):
+            new = new + rows(factor, 1) * rows(x, 0)
         return total, jax.lax.dynamic_update_slice_in_dim(trace, new.astype(trace.dtype), begin, 1)
 
     return jax.lax.fori_loop(0, n // together, pass_rows, (_zeros(trace, signal), trace))
