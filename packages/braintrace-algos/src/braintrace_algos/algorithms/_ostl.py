@@ -34,6 +34,8 @@ class OSTLFeedforward(OnlineLearner):
     .. math:: dw = Σ_t L^t F^t ⊗ x^t
 
     Nothing is carried from step to step (element-wise parameters excepted, whose exact trace is as small).
+    braintrace 0.2.8 leaves a decay of 1e-6 between steps by default, which moves gradients by about that much:
+    ``pp_prop`` with ``decay_or_rank=1e-6`` is the same to rounding, and so is 0.2.8 with ``decay_or_rank=0.0`` to this.
 
     References
     ----------
