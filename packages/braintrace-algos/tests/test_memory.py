@@ -119,14 +119,14 @@ class Gate(brainstate.nn.Module):
     ("size", "fold", "reason"), [(256, 50, "about as much"), (1300, 250, "no more, though"), (8, 10, "no less, though")]
 )
 def test_a_fold_takes_the_memory_of_the_traces(size, fold, reason, vmap):
-    """Each unit has D, F, q, b and x: 5 numbers on the tape, and as many in the trace as there are inputs."""
+    """Each unit has D, q, b and x, 4 numbers on the tape, and as many in the trace as there are inputs."""
     learner = compile(Gate(size, size), D_RTRL, jnp.zeros((B, size)), batch_size=B, vmap=vmap)
     report = learner.memory_report(steps=1000)
     assert report.fold == fold
     assert reason in report.reason
     tape, traces = report.tape, sum(report.traces.values())
     assert (tape <= traces) == (size > 8)
-    assert tape > 0.9 * traces or size == 1300
+    assert tape > 0.75 * traces or size == 1300
 
 
 @pytest.mark.parametrize("vmap", [False, True])
