@@ -84,6 +84,7 @@ def test_chunks_weigh_signals_that_are_not_their_losses(recurrent_model, data, l
 
 
 @pytest.mark.filterwarnings("ignore:POSITION_MIXING")
+@pytest.mark.filterwarnings("ignore:MEMORY_NOT_HIDDEN")
 def test_states_that_are_not_hidden_are_not_differentiated_through_time(data, loss, distance):
     """A delay line gives the same gradient whatever the window: that of a line that is data."""
     I, H, O = data[0].shape[-1], 3, data[1].shape[-1]

@@ -80,6 +80,17 @@ def untouched():
     return cell(step, v=array(H), idle=array(H))
 
 
+def delayed(cut=lambda v: v):
+    def step(m, x):
+        before, m.late.value = m.late.value, cut(jnp.tanh(m.v.value))
+        m.v.value = 0.9 * m.v.value + before + matmul(x, m.w.value)
+        return m.v.value
+
+    model = cell(step)
+    model.late = brainstate.ShortTermState(array(H))
+    return model
+
+
 def partial_path():
     def step(m, x):
         y = matmul(x, m.w.value)
@@ -155,6 +166,7 @@ EMITTED = {
     "CROSS_GROUP_MEMORY": (two_layers, None, ("a",)),
     "HIDDEN_GROUP_MERGED": (recurrent, None, ("g",)),
     "PARAMETER_UNUSED": (unused_parameter, ("idle",), None),
+    "MEMORY_NOT_HIDDEN": (lambda: delayed(), None, ("late",)),
     "STATE_MISMATCH": (untouched, None, ("idle",)),
 }
 
@@ -186,6 +198,11 @@ def test_no_kind_is_without_a_test():
 def test_a_mixing_transition_is_told_once_for_its_group():
     (record,) = [r for r in quiet(mixing_transition()).diagnostics if r.kind is DiagnosticKind.POSITION_MIXING]
     assert (record.weight_path, record.hidden_paths) == (None, (("v",),))
+
+
+def test_memory_that_takes_no_credit_on_purpose_is_not_told():
+    kinds = {r.kind for r in quiet(delayed(jax.lax.stop_gradient)).diagnostics}
+    assert DiagnosticKind.MEMORY_NOT_HIDDEN not in kinds
 
 
 def test_each_kind_says_when_it_is_emitted():

@@ -63,6 +63,9 @@ class DiagnosticKind(enum.Enum):
     HIDDEN_GROUP_MERGED = "hidden_group_merged"
     """Several hidden states exchange information position by position and share a group."""
 
+    MEMORY_NOT_HIDDEN = "memory_not_hidden"
+    """A state that is not a `HiddenState` hands what was learnt in one step to a later one: no credit passes."""
+
     STATE_MISMATCH = "state_mismatch"
     """A hidden state of the model is not touched by the step."""
 

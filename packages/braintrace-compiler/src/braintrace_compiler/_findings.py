@@ -10,10 +10,10 @@ import brainstate
 from ._certificate import driven_groups, recalled_groups, untraced_feeds
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
 from ._feeds import FeedKind
-from ._flow import numbers
+from ._flow import differentiable, influence, join_bits, numbers
 from ._hidden_groups import HiddenGroup, recurrent_operations
 from ._jaxpr import build_producer_map, reads, source_line
-from ._module_info import ModuleInfo
+from ._module_info import ModuleInfo, StateKind
 from ._perturbation import HiddenPerturbation
 from ._relations import HiddenParamOpRelation
 
@@ -26,7 +26,7 @@ def structural_findings(
     perturbation: HiddenPerturbation,
     told: Container[Path | None],
 ) -> tuple[CompilationRecord, ...]:
-    """Records about groups, mixing, plain parameters and untouched states, in this order.
+    """Records about groups, mixing, plain parameters, memory and untouched states, in this order.
 
     A parameter whose path is in `told` needs no further word.
     """
@@ -36,6 +36,7 @@ def structural_findings(
         *_cross_group_memory(minfo, perturbation, written),
         *_position_mixing(relations, perturbation, written),
         *_plain_parameters(minfo, perturbation, told),
+        *_memory_not_hidden(minfo),
         *_untouched_states(model, minfo),
     )
 
@@ -143,6 +144,33 @@ def _plain_parameters(
                 weight_path=parameter.path,
                 hidden_paths=fed,
                 context={"source": next(source_line(reader[v]) for v in parameter.invars if v in reader)},
+            )
+
+
+def _memory_not_hidden(minfo: ModuleInfo) -> Iterator[CompilationRecord]:
+    """States of no kind that learns, on a differentiable way from hidden states or parameters to later steps."""
+    others = minfo.of_kind(StateKind.OTHER)
+    learnt = 1 << len(others)
+    seeds = {v: learnt for s in (*minfo.hidden, *minfo.parameters) for v in s.invars}
+    seeds |= {v: 1 << k for k, s in enumerate(others) for v in s.invars}
+    ahead = influence(minfo.jaxpr.eqns, {v: bit for v, bit in seeds.items() if differentiable(v)})
+    producers = build_producer_map(minfo.jaxpr)
+    into = [join_bits(ahead, s.outvars) for s in others]
+    seen = join_bits(ahead, (*(v for s in minfo.hidden for v in s.outvars), *minfo.out_outvars))
+    for _ in others:  # what one state takes from another it hands on
+        learnt |= sum(1 << k for k, bits in enumerate(into) if bits & learnt)
+        seen |= functools.reduce(operator.or_, (bits for k, bits in enumerate(into) if seen >> k & 1), 0)
+    for k, state in enumerate(others):
+        if seen & learnt & 1 << k:
+            line = next((source_line(producers[v]) for v in state.outvars if v in producers), None)
+            yield CompilationRecord(
+                DiagnosticKind.MEMORY_NOT_HIDDEN,
+                DiagnosticLevel.WARNING,
+                f"{type(state.state).__name__} {state.path} takes what parameters made to a later step, and is not "
+                "differentiated through time. Make it a HiddenState to give it credit, or put stop_gradient around "
+                "what it is given.",
+                hidden_paths=(state.path,),
+                context={"source": line} if line else {},
             )
 
 
