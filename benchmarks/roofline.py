@@ -38,11 +38,15 @@ def update_seconds(B: int, I: int, O: int, K: int) -> float:
     xs, factors, blocks = (
         jnp.asarray(rng.random(shape), jnp.float32) for shape in ((K, B, I), (K, 1, B, O), (1, 1, B, O))
     )
-    update = jax.jit(lambda trace: rule.advance(trace, blocks, xs, factors, weights, params), donate_argnums=0)
+
+    def advance(trace: Any, blocks: Any, xs: Any, factors: Any) -> Any:
+        return rule.advance(trace, blocks, xs, factors, weights, params)
+
+    update = jax.jit(advance, donate_argnums=0)
     held = [rule.init(xs[0], weights, factors[0, 0], 1, params, jnp.float32)]
 
     def run() -> None:
-        held.append(jax.block_until_ready(update(held.pop())))
+        held.append(jax.block_until_ready(update(held.pop(), blocks, xs, factors)))
 
     return fastest(run)
 
@@ -93,7 +97,10 @@ def draw(folder: pathlib.Path) -> None:
     left, right = figure.subplots(1, 2)
     rows = _read(folder / "roofline.csv")
     intensity = [float(r["flops_per_byte"]) for r in rows]
-    left.loglog(intensity, [float(r["roof_gflops"]) for r in rows], "k-", lw=1, label="bandwidth, then products")
+    first = rows[0]
+    peak, bandwidth = float(first["peak_gflops"]), float(first["gbytes_per_s"])
+    corner = [intensity[0], peak / bandwidth, intensity[-1]]
+    left.loglog(corner, [bandwidth * corner[0], peak, peak], "k-", lw=1, label="bandwidth, then products")
     left.loglog(intensity, [float(r["gflops"]) for r in rows], "o", label="update of a trace")
     for r, x in zip(rows, intensity, strict=True):
         left.annotate(f"K={r['K']}", (x, float(r["gflops"])), textcoords="offset points", xytext=(4, -11), fontsize=7)
