@@ -147,3 +147,12 @@ def test_the_report_reads_as_text_and_as_html(model):
     assert lines[0].split() == ["purpose", "name", "memory"]
     assert lines[-1].startswith("total")
     assert report._repr_html_().count("<tr>") == len(lines) - 1
+
+
+def test_the_fold_is_weighed_once(model, data, loss, monkeypatch):
+    learner = compiled(model)
+    weighed = []
+    monkeypatch.setattr("braintrace_algos._sequence.tape_bytes", lambda plan: weighed.append(plan) or 1)
+    for _ in range(2):
+        learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(x), y))
+    assert len(weighed) == 1

@@ -131,4 +131,4 @@ class MemoryUse(Training):
     def _why_so_long(self, steps: int) -> str:
         if self.vjp_method == "multi-step":
             return "the whole sequence" if self.window is None else f"window={self.window}, differentiated as a whole"
-        return auto_fold(self.plan, steps).reason if self.fold == "auto" else f"fold={self.fold}"
+        return auto_fold(*self._drivers.sizes(self.plan), steps).reason if self.fold == "auto" else f"fold={self.fold}"

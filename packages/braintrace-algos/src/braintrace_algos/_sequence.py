@@ -146,7 +146,7 @@ class SequenceDrivers:
             return T if self.window is None else min(self.window, T)
         fold = self.fold if fold is None else fold
         if fold == "auto":
-            return auto_fold(self.plan, T).steps
+            return auto_fold(*self._drivers.sizes(self.plan), T).steps
         if isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or fold < 1:
             raise LearnerError("`fold` must be a number of steps.", found=repr(fold), expected='an int ≥ 1, or "auto"')
         return min(int(fold), T)
@@ -166,10 +166,18 @@ class SequenceDrivers:
 
 
 class DriverCache:
-    """The compiled drivers that a learner used last; opaque to walks over the learner's states."""
+    """What a learner used last, compiled drivers and sizes; opaque to walks over the learner's states."""
 
     def __init__(self, size: int = 16):
         self._size, self._kept = size, {}
+        self._measured: tuple[Plan, tuple[int, int]] | None = None
+
+    def sizes(self, plan: Plan) -> tuple[int, int]:
+        """Bytes of the traces of `plan`, and of what one step leaves on the tape."""
+        if self._measured is None or self._measured[0] is not plan:
+            held = (plan.batch or 1) * tree_bytes(jax.eval_shape(lambda: plan.carry.init(plan)))
+            self._measured = plan, (held, tape_bytes(plan))
+        return self._measured[1]
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """The driver kept under `key` if it still fits, or a new one."""
@@ -223,14 +231,19 @@ class Fold(NamedTuple):
     reason: str
 
 
-def auto_fold(plan: Plan, T: int) -> Fold:
+def auto_fold(held: int, per_step: int, T: int) -> Fold:
     """As many steps as have a tape of the size of the traces: 16 to 256 of them, or 64 where there are no traces.
 
     A fold saves passes over the traces, so that it may take as much memory as they do. Where they are small, 16 steps
     still keep what is done once for each window from weighing much.
+
+    Parameters
+    ----------
+    held, per_step : int
+        Bytes of the traces, and of what one step leaves on the tape.
+    T : int
     """
-    held = (plan.batch or 1) * tree_bytes(jax.eval_shape(lambda: plan.carry.init(plan)))
-    K = held // max(tape_bytes(plan), 1)
+    K = held // max(per_step, 1)
     if not held:
         K, reason = 64, "there are no traces"
     elif K < 16:
