@@ -130,7 +130,8 @@ class Checkpoints(Training):
         """What goes into a checkpoint, by name."""
         random = brainstate.random.DEFAULT
         named: dict[str, brainstate.State] = {"random": random}
-        named |= {f"model.{_dotted(path)}": s for path, s in brainstate.graph.states(self.model).items()}
+        of_model: Any = brainstate.graph.states(self.model)
+        named |= {f"model.{_dotted(path)}": s for path, s in of_model.items()}
         outside = [s for s in self.plan.states if s.path[0] == "<global>" and s.state is not random]
         named |= {f"global.{_dotted(s.path[1:])}": s.state for s in outside}
         seen = {id(state) for state in named.values()}

@@ -143,6 +143,7 @@ def compile(
     require_learnable(graph)
 
     if vmap:
+        assert batch_size is not None  # refused above
         refuse_shared_states(graph)
         copy_states(graph, batch_size)
     learner = cls(model, graph, batch_size=batch_size, mapped=vmap, **options)
@@ -183,12 +184,14 @@ def initialise(model: brainstate.nn.Module, batch_size: int | None) -> None:
 
     State objects and parameters that exist already stay: other learners of the same model hold them.
     """
-    before = dict(brainstate.graph.states(model))
+    states: Any = brainstate.graph.states(model)
+    before = dict(states)
     if batch_size is None:
         brainstate.nn.init_all_states(model)
     else:
         brainstate.nn.init_all_states(model, batch_size=batch_size)
-    for path, new in brainstate.graph.states(model).items():
+    states = brainstate.graph.states(model)
+    for path, new in states.items():
         old = before.get(path)
         if old is None or old is new or type(old) is not type(new):
             continue

@@ -208,9 +208,10 @@ class ConfiguredLearner(OnlineLearner):
         if config.factorisation == "rank_one":
             return SketchCarry(self.noise)
         if config.factorisation == "influence":
-            return (
-                InfluenceCarry(self.limit) if config.scope == "full" else NeighbourhoodCarry(config.order, self.limit)
-            )
+            if config.scope == "full":
+                return InfluenceCarry(self.limit)
+            assert config.order is not None  # the configuration requires it
+            return NeighbourhoodCarry(config.order, self.limit)
         if config.factorisation == "input_output":
             pair = config.decay if isinstance(config.decay, (tuple, list)) else (config.decay, config.decay)
             x, f = (check_decay("decay", value) for value in pair)
@@ -218,6 +219,7 @@ class ConfiguredLearner(OnlineLearner):
         if config.signal == "modulatory":
             return ModulatedTraceCarry(self.modulator)
         if config.filter == "kappa":
+            assert config.kappa is not None  # the configuration requires it
             return FilteredTraceCarry(config.kappa)
         return CoupledTraceCarry() if config.scope == "coupled" else TraceCarry()
 
@@ -226,4 +228,4 @@ def _raw(key: Any) -> Any:
     """A key as plain numbers."""
     if key is None:
         return jax.random.PRNGKey(0)
-    return jax.random.key_data(key) if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key

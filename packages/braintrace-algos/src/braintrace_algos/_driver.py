@@ -206,7 +206,7 @@ def scan_windows(advance: Callable[..., Any], carry: Any, steps: Any, K: int) ->
     if T % K:
         carry, out = advance(carry, jax.tree.map(lambda v: v[whole * K :], steps))
         parts.append(out)
-    return carry, jax.tree.map(lambda *v: jnp.concatenate(v) if len(v) > 1 else v[0], *parts)
+    return carry, jax.tree.map(lambda *v: v[0] if len(v) == 1 else jnp.concatenate(v), *parts)
 
 
 def check_loss(out: Any, has_aux: bool, calls: int) -> tuple[Any, Any]:

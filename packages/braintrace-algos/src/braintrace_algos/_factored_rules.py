@@ -40,7 +40,7 @@ class RecentStepsTraceRule(TraceRule):
 
     def advance(self, trace, blocks, xs, factors, weights, params):
         old = trace["factor"]
-        kept = sum(blocks[:, r] * old[:, :, r, None] for r in range(old.shape[2]))
+        kept: Any = sum(blocks[:, r] * old[:, :, r, None] for r in range(old.shape[2]))
         factor = self._recent(factors.astype(old.dtype), kept.astype(old.dtype))
         return {"factor": factor, "x": self._recent(xs.astype(trace["x"].dtype), trace["x"])}
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import DiagnosticKind
+from braintrace_compiler import DiagnosticKind, MarkedOperation
 from braintrace_primitives._jax_compat import Literal, build_jaxpr, eval_jaxpr
 
 from ._plan import Plan
@@ -62,8 +62,8 @@ def evaluate(plan: Plan, inputs: Sequence[Any]) -> list[Any]:
     for eqn in program.eqns:
         values = [read(v) for v in eqn.invars]
         k = next((operation_of[v] for v in eqn.invars if not isinstance(v, Literal) and v in operation_of), None)
-        if k in plan.feedback:
-            env[eqn.outvars[0]] = _with_feedback(plan, k, eqn, values)
+        if k is not None and k in plan.feedback:
+            env[eqn.outvars[0]] = _with_feedback(plan.operations[k], plan.feedback[k], eqn, values)
             continue
         variables = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
         single = build_jaxpr(variables, eqn.outvars, [eqn], like=program)
@@ -71,12 +71,13 @@ def evaluate(plan: Plan, inputs: Sequence[Any]) -> list[Any]:
     return [read(v) for v in program.outvars]
 
 
-def _with_feedback(plan: Plan, k: int, eqn: Any, values: list[Any]) -> Any:
-    operation, stop = plan.operations[k], jax.lax.stop_gradient
+def _with_feedback(operation: MarkedOperation, weights: dict[str, Any], eqn: Any, values: list[Any]) -> Any:
+    stop = jax.lax.stop_gradient
     forward, back = list(values), list(values)
     at = operation.spec.x_invar_index
+    assert at is not None  # only operations with an input get feedback weights
     forward[at] = stop(values[at])
-    for name, value in plan.feedback[k].items():
+    for name, value in weights.items():
         back[operation.index_of(name)] = value
     y = eqn.primitive.bind(*forward, **eqn.params)
     returned = eqn.primitive.bind(*back, **eqn.params)

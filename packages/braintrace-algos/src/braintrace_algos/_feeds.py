@@ -11,7 +11,10 @@ from braintrace_compiler import Feed, FeedKind
 
 def feed_shape(feed: Feed, y_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the elements that carry a trace: those of y, or the positions where y is broadcast."""
-    return feed.index.shape if feed.kind is FeedKind.BROADCAST else tuple(y_shape)
+    if feed.kind is not FeedKind.BROADCAST:
+        return tuple(y_shape)
+    assert feed.index is not None
+    return feed.index.shape
 
 
 def over_states(values: Any, axis: int) -> Any:
@@ -24,6 +27,7 @@ def spread(feed: Feed, values: Any, lead: int) -> Any:
     """Take values given at positions, after `lead` leading axes, to the elements that carry a trace."""
     if feed.kind is not FeedKind.GATHER:
         return values
+    assert feed.index is not None
     flat = values.reshape(*values.shape[:lead], -1)
     # An element that feeds no position has F = 0; which position it reads does not matter.
     return jnp.take(flat, np.maximum(feed.index, 0), axis=lead)
@@ -33,6 +37,7 @@ def collect(feed: Feed, values: Any, y_shape: tuple[int, ...]) -> Any:
     """Sum values given at the elements that carry a trace onto y, after one leading (time) axis."""
     if feed.kind is not FeedKind.BROADCAST:
         return values
+    assert feed.index is not None
     size = int(np.prod(y_shape))
     flat = values.reshape(values.shape[0], -1)
     # -1 marks a position that nothing feeds; it is sent beyond the end, where additions are dropped.

@@ -49,8 +49,8 @@ def fold(
     if plan.batch is None:
         folded = single(window, carry, entry)
     else:
-        axes = Window(1, 1, 1, None)
-        folded = jax.vmap(single, in_axes=(axes, 0, 0), out_axes=Folded(1, 1, 0, 0, 0))(window, carry, entry)
+        axes = Window._make((1, 1, 1, None))
+        folded = jax.vmap(single, in_axes=(axes, 0, 0), out_axes=Folded._make((1, 1, 0, 0, 0)))(window, carry, entry)
     gradients = []
     for k, operation in enumerate(plan.operations):
         x, g, past = folded.x[k], folded.g[k], folded.past[k]

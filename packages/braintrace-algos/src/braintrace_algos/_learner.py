@@ -1,6 +1,6 @@
 """The stateful shell around the functional core: a module that steps a model and carries its traces."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import brainstate
 import jax
@@ -77,7 +77,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         Time steps since the last reset.
     """
 
-    signal: ClassVar[str] = "past"
+    signal: str = "past"
 
     def __init__(
         self,
@@ -94,7 +94,8 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         carry: Any = "trace",
         name: str | None = None,
     ):
-        super().__init__(name=name)
+        initialise: Any = super().__init__  # of Module, which type checkers take for that of `object`
+        initialise(name=name)
         check_choice("vjp_method", vjp_method, ("single-step", "multi-step"))
         check_window(window)
         self.model = model
@@ -117,8 +118,9 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
             (s.state, s.state.value) for s in self.plan.states if isinstance(s.state, brainstate.ShortTermState)
         ]
         self._drivers = DriverCache()
-        self.param_states = dict(brainstate.graph.states(model, brainstate.ParamState))
-        self.hidden_states = dict(brainstate.graph.states(model, brainstate.HiddenState))
+        parameters: Any = brainstate.graph.states(model, brainstate.ParamState)
+        hidden: Any = brainstate.graph.states(model, brainstate.HiddenState)
+        self.param_states, self.hidden_states = dict(parameters), dict(hidden)
         self.etraces = ETraceState(self._zero_traces())
         self.running_index = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
 

@@ -63,6 +63,8 @@ class TransformationRule(UpdateRule):
         To go on with; initialised by default.
     """
 
+    states: tuple[OptimizerState]
+
     def __init__(self, optimizer: Any, parameters: Parameters, state: OptimizerState | None = None):
         self.optimizer, self.paths = optimizer, tuple(parameters)
         theta = {path: s.value for path, s in parameters.items()}

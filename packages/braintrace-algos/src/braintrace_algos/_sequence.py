@@ -24,6 +24,10 @@ class SequenceDrivers:
     """The methods of a learner that drive it over sequences."""
 
     plan: Plan
+    param_states: dict[Any, brainstate.State]
+    vjp_method: str
+    window: int | None
+    fold: int | str
     _drivers: "DriverCache"
 
     def etrace_grad(
@@ -89,8 +93,9 @@ class SequenceDrivers:
         mask = check_mask(mask, T)
         if chunk_size is not None:
             check_steps("chunk_size", chunk_size)
-        chunked = chunk_size is not None and chunk_size > 1
-        length = min(chunk_size, T) if chunked else self._window_length(fold, T)
+        chunk = 1 if chunk_size is None else chunk_size
+        chunked = chunk > 1
+        length = min(chunk, T) if chunked else self._window_length(fold, T)
         norm = jnp.maximum(mask.sum(), 1) if reduction == "mean" else 1.0
 
         bar = Progress(T, type(self).__name__) if progress else None
@@ -130,7 +135,7 @@ class SequenceDrivers:
         """
         sequences = jax.tree.map(jnp.asarray, sequences)
         T = sequence_length(sequences)
-        function = self if step_fn is None else step_fn
+        function: Any = self if step_fn is None else step_fn
         bar = Progress(T, "evolve") if progress else None
 
         def body(slices):
@@ -157,8 +162,9 @@ class SequenceDrivers:
         """The driver that `make` gives, or one made before, where nothing that it depends on has changed."""
         if under_trace():
             return make()
+        settings: Any = jax.config
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(sequences))
-        key = (step_fn, options, bar is not None, jax.tree.structure(sequences), shapes, jax.config.jax_enable_x64)
+        key = (step_fn, options, bar is not None, jax.tree.structure(sequences), shapes, settings.jax_enable_x64)
         driver = self._drivers.get(key, make)
         if bar is not None:
             driver.bar.begin()

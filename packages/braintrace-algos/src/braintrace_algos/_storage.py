@@ -23,7 +23,7 @@ class NumpyArchive:
     @staticmethod
     def write(path: Path, manifest: Manifest, leaves: Sequence[Any]) -> None:
         """Write beside `path`, then move there in one step."""
-        arrays = {name: _to_numpy(leaf) for name, leaf in _numbered(leaves).items()}
+        arrays: dict[str, Any] = {name: _to_numpy(leaf) for name, leaf in _numbered(leaves).items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:

@@ -130,7 +130,7 @@ class _Differentiable:
         """The window, and what its derivative needs."""
 
         def seen(*changing):
-            return self.run(*changing, weights, values)
+            return self.run(*changing, weights=weights, values=values)
 
         out, pull, tape = jax.vjp(seen, theta, xs, *self.nothing(xs), has_aux=True)
         return (out, tape), (pull, tape, theta, weights, traces, values, scale)

@@ -105,7 +105,7 @@ def _walk(
     jaxpr: Jaxpr, ins: Sequence[Sets | None], supports: Sequence[np.ndarray | None], constants: Constants
 ) -> list[Sets | None]:
     """Sets of the outputs, from those of the inputs and from what is known of where the inputs are zero."""
-    env = {v: sets for v, sets in zip(jaxpr.invars, ins, strict=True) if sets is not None}
+    env: dict[Any, Sets] = {v: sets for v, sets in zip(jaxpr.invars, ins, strict=True) if sets is not None}
     known = {v: s for v, s in zip(jaxpr.invars, supports, strict=True) if s is not None}
 
     def support(atom: Any) -> np.ndarray | None:

@@ -74,6 +74,7 @@ def relation_memory(
         constant = len(factored_states(transition, slots, feed, operation, states))
         rest = len(states) - constant + more
         if constant:
+            assert operation.x_var is not None  # an operation without input is not affine in it
             trace += constant * (int(operation.x_var.aval.size) + 1) * size
             kept.add("filtered inputs")
         if rest:
@@ -121,6 +122,7 @@ def _trace_elements(relation: HiddenParamOpRelation, group: HiddenGroup, feed: F
     operation = relation.operation
     rule, y = operation.spec.trace_rule, _struct(operation.y_var)
     if feed.kind is FeedKind.BROADCAST:
+        assert feed.index is not None
         rule, y = rule.expanded(feed.index), jax.ShapeDtypeStruct(feed.index.shape, y.dtype)
     weights = {n: _struct(v) for n, v in operation.weight_vars.items()}
     x = None if operation.x_var is None else _struct(operation.x_var)

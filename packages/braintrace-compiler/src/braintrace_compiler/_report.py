@@ -215,7 +215,7 @@ def _untraced(
 ) -> Iterable[dict[str, Any]]:
     traced = {path for r in relations for use in r.uses for path in use.parameter_paths}
     exact: dict[Path, bool] = {}
-    why: dict[Path, CompilationRecord] = {}
+    why: dict[Path, CompilationRecord | None] = {}
     for record in records:
         if record.kind in _REASONS and record.weight_path is not None:
             why.setdefault(record.weight_path, record)

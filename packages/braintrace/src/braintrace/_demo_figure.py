@@ -25,7 +25,7 @@ def draw(out: pathlib.Path, digits: "Digits", online: "Run", bptt: "Run") -> Non
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 8), layout="constrained")
+    figure: Any = Figure(figsize=(14, 8), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(
         "A recurrent network learns handwritten digits online, one row of pixels per time step", fontsize=15

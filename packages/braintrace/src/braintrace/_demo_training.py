@@ -21,6 +21,8 @@ CELLS: dict[str, Callable[[int, int], brainstate.nn.Module]] = {
 }
 ROWS, COLUMNS, CLASSES = 8, 8, 10
 
+_jit: Any = brainstate.transform.jit  # its own type says that it may return None, or a decorator
+
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
@@ -121,14 +123,15 @@ def load_digits(seed: int, test_share: float = 0.25) -> Digits:
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
 
-    digits = load()
-    train, test, train_labels, test_labels = train_test_split(
+    digits: Any = load()
+    split: Any = train_test_split(
         (digits.images / 16).astype(np.float32),
         digits.target.astype(np.int32),
         test_size=test_share,
         stratify=digits.target,
         random_state=seed,
     )
+    train, test, train_labels, test_labels = split
     return Digits(train.swapaxes(0, 1), train_labels, test.swapaxes(0, 1), test_labels)
 
 
@@ -174,7 +177,7 @@ def train(
     optimizer_state = brainstate.ShortTermState(optimizer.init(weights))
     importance = jnp.arange(1.0, ROWS + 1) / (ROWS * (ROWS + 1) / 2)
 
-    @brainstate.transform.jit
+    @_jit
     def update(rows: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         def step(row: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = learner(row)
@@ -187,7 +190,8 @@ def train(
         )
         weights = {path: state.value for path, state in learner.param_states.items()}
         steps, optimizer_state.value = optimizer.update(grads, optimizer_state.value, weights)
-        for path, weight in optax.apply_updates(weights, steps).items():
+        new: Any = optax.apply_updates(weights, steps)
+        for path, weight in new.items():
             learner.param_states[path].value = weight
         return losses.sum(), hits[-1]
 
@@ -211,7 +215,7 @@ def make_reader(learner: Any, rows: np.ndarray, config: DemoConfig) -> Callable[
     brainstate.nn.init_all_states(model, batch_size=rows.shape[1])
     parameters = model.states(brainstate.ParamState)
 
-    @brainstate.transform.jit
+    @_jit
     def forward(weights: dict[Any, Any]) -> jax.Array:
         for path, weight in weights.items():
             parameters[path].value = weight

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from typing import Any
 
 import brainstate
 import jax
@@ -42,7 +43,7 @@ class LeakyUnits(brainstate.nn.Module):
         """Units ``(out,)`` at rest."""
         self.h = brainstate.HiddenState(jnp.zeros(self.weight.value.shape[1]))
 
-    def update(self, x: jax.Array) -> jax.Array:
+    def update(self, x: jax.Array) -> Any:
         """The units ``(out,)`` after one input ``(in,)``."""
         self.h.value = 0.9 * self.h.value + jnp.tanh(matmul(x, self.weight.value))
         return self.h.value

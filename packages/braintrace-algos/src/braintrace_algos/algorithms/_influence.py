@@ -4,6 +4,7 @@ from typing import Any
 
 import brainstate
 import jax
+import jax.numpy as jnp
 
 from braintrace_algos._checks import check_window
 from braintrace_algos._errors import LearnerError
@@ -128,7 +129,7 @@ class UORO(OnlineLearner):
     def __init__(self, *args: Any, key: Any = 0, window: int = 1, **options: Any):
         check_window(window)
         raw = jax.random.PRNGKey(key) if isinstance(key, int) else key
-        if jax.dtypes.issubdtype(raw.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(raw.dtype, jax.dtypes.prng_key):
             raw = jax.random.key_data(raw)
         self.key = brainstate.ShortTermState(raw)
         super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": window})

@@ -100,6 +100,6 @@ class Carry:
         """What is added to the loss of a window for the credit beyond it, from the states at its exit."""
         return 0.0
 
-    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
+    def advance(self, plan: Plan, tape: Any, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         """The carry after one more step."""
         return carry

@@ -75,7 +75,7 @@ class Batch(NamedTuple):
         """
         D = between[self.between]
         if C.shape[1] <= 4:  # a product so small is faster as one fused sum
-            new = sum(D[:, :, k, None] * C[:, k, None, :] for k in range(C.shape[1]))
+            new: Any = sum(D[:, :, k, None] * C[:, k, None, :] for k in range(C.shape[1]))
         else:
             new = jnp.einsum("grk,gkm->grm", D, C)
         added = direct[self.passes[:, :, None], self.cols[:, None, :]]
@@ -182,7 +182,8 @@ def reverse_passes(needed: sparse.csr_array, present: sparse.csr_array) -> np.nd
     """
     wanted = np.diff(needed.indptr) > 0
     kept = sparse.csr_array(sparse.dia_array((wanted[None], [0]), shape=(wanted.size,) * 2) @ present)
-    if kept.nnz > kept.shape[0] * kept.shape[1] / 16:
+    shape: Any = kept.shape
+    if kept.nnz > shape[0] * shape[1] / 16:
         meet = sparse.csr_array(needed.toarray().astype(np.float32) @ kept.toarray().astype(np.float32).T > 0)
     else:
         meet = sparse.csr_array(needed @ kept.T)
@@ -211,8 +212,9 @@ def stored(
     direct, present : booleans (N, size of the leaf) and (N, N)
         Which of these derivatives may differ from zero.
     """
-    N, size = direct.shape
-    found = [_stack(group, passes, between, present, size) for group in _alike(list(blocks))]
+    shape: Any = direct.shape
+    N, size = shape
+    found: list[Batch | Matrix] = [_stack(group, passes, between, present, size) for group in _alike(list(blocks))]
     numbers, widest = sum(np.prod(batch.shape) for batch in found), max((b.rows.size for b in blocks), default=0)
     if numbers < _DENSE_SHARE * N * size or widest < _DENSE_SHARE * N:
         return found

@@ -18,7 +18,7 @@ import numpy as np
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
-from braintrace_algos._step import StepResult, operation_inputs, run_step
+from braintrace_algos._step import Inputs, StepResult, operation_inputs, run_step
 from braintrace_compiler import StateKind
 
 from ._base import Carry
@@ -32,15 +32,15 @@ class Replay(NamedTuple):
 
     Attributes
     ----------
-    x : tuple
-        Inputs of the operations.
+    x : Inputs
+        Of the operations.
     states : list of lists
         Leaves of every state before the step, parameters left out.
     args : list
         Leaves of the step's arguments.
     """
 
-    x: tuple[Any, ...]
+    x: Inputs
     states: list[list[Any]]
     args: list[Any]
 
@@ -94,6 +94,7 @@ class InfluenceCarry(Carry):
         entry: Mapping[int, Any] | None,
     ) -> Folded:
         new = self._through(plan, window.tape, carry, theta)
+        assert entry is not None  # windows are differentiated as a whole
         past = self.past(plan, carry, entry)
         return Folded(list(window.tape.x), list(window.b), [{} for _ in plan.operations], new, past)
 

@@ -99,6 +99,7 @@ class Recursion:
         if not any(_ARRAY in row for row in self.rank):
             return jax.vmap(lambda known, beside: emit(self._rows(known), beside))(known, beside), self._first({})
         if self.steps_apart:  # row 0 is the signal of the next step, and the others are known
+            assert self.signals is not None  # row 0 is the one that has arrays
             q, l = self.signals
             later = jnp.concatenate([q[1:], l[None]])
             moving = {(0, j): later[:, j] for j in range(S)}
@@ -114,7 +115,8 @@ class Recursion:
             before = {at: full(value, self.positions, self.dtype) for at, value in before.items()}
             return before, emit(M, beside)
 
-        q, l = (None, None) if self.signals is None else self.signals
+        signals: tuple[Any, Any] = (None, None) if self.signals is None else self.signals
+        q, l = signals
         last = {
             (i, j): full(l[j] if i == 0 else Known(int(i - 1 == j)), self.positions, self.dtype)
             for i, row in enumerate(self.rank)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
-from braintrace_algos._step import StepResult, operation_inputs
+from braintrace_algos._step import Inputs, StepResult, operation_inputs
 
 from ._base import Carry
 
@@ -67,7 +67,7 @@ def train_synthetic_gradient(guess: SyntheticGradient, h: Any, target: Any, rate
 class Entries(NamedTuple):
     """A tape entry: inputs of the operations, and the hidden states before the step by group."""
 
-    x: tuple[Any, ...]
+    x: Inputs
     h: dict[int, Any]
 
 
@@ -112,6 +112,7 @@ class SyntheticCarry(Carry):
         theta: list[Any],
         entry: Mapping[int, Any] | None,
     ) -> Folded:
+        assert entry is not None  # windows are differentiated as a whole
         first = jax.tree.map(lambda v: v[0], window.tape.h)
         new = {g: train_synthetic_gradient(guess, first[g], entry[g], self.rate) for g, guess in carry.items()}
         return Folded(list(window.tape.x), list(window.b), [{} for _ in plan.operations], new)

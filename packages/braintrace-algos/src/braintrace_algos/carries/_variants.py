@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
-from braintrace_algos._step import Derivatives, StepResult
+from braintrace_algos._step import Derivatives, Inputs, StepResult
 from braintrace_algos._truncation import TruncatedTrace
 from braintrace_compiler import ETraceGraph, Known, LinearMemory, Omission, true_diagonals
 from braintrace_primitives._jax_compat import eval_jaxpr
@@ -111,7 +111,7 @@ class Modulated(NamedTuple):
 
     D: dict[int, Any]
     F: dict[str, Any]
-    x: tuple[Any, ...]
+    x: Inputs
     modulator: Any
 
 
@@ -167,7 +167,8 @@ class ModulatedTraceCarry(TraceCarry):
         return super().entry_gradient(plan, carry, signals, weights)
 
     def advance(self, plan: Plan, tape: Modulated, carry: Any, weights: Operands, theta: list[Any]) -> Any:
-        return {"trace": super().advance(plan, tape, carry["trace"], weights, theta), "modulator": tape.modulator}
+        trace = super().advance(plan, Derivatives(*tape[:3]), carry["trace"], weights, theta)
+        return {"trace": trace, "modulator": tape.modulator}
 
     def _expand(self, plan: Plan, modulator: Any) -> dict[int, Any]:
         """The modulator at every state and position of every traced group."""
