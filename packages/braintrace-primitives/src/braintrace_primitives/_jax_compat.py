@@ -15,7 +15,7 @@ from jax.core import Tracer as Tracer
 from jax.core import eval_jaxpr as _eval_jaxpr
 from jax.extend import core as _core
 from jax.extend import source_info_util as _source_info
-from jax.extend.core import ClosedJaxpr as ClosedJaxpr
+from jax.extend.core import ClosedJaxpr as ClosedJaxpr  # pyright: ignore[reportPrivateImportUsage]  # JAX >= 0.11
 from jax.extend.core import DropVar as DropVar
 from jax.extend.core import Jaxpr as Jaxpr
 from jax.extend.core import Primitive as Primitive

@@ -109,7 +109,8 @@ class LRUCell(RecurrentCell):
     def _draw_ring(self, shape: tuple[int, ...]) -> jax.Array:
         """Logarithms of decay rate, phase and gain of eigenvalues drawn uniformly from the ring."""
         dtype = environ.dftype()
-        u, phase = random.uniform(1e-6, 1 - 1e-6, (2, *shape), dtype=dtype)
+        drawn: Any = random.uniform(1e-6, 1 - 1e-6, (2, *shape), dtype=dtype)
+        u, phase = drawn
         loss = (1 - self.r_max**2) + u * (self.r_max**2 - self.r_min**2)  # 1 - |λ|², without cancellation
         return jnp.stack([jnp.log(-0.5 * jnp.log1p(-loss)), jnp.log(self.max_phase * phase), 0.5 * jnp.log(loss)])
 
