@@ -47,7 +47,8 @@ def test_a_window_is_one_contraction_over_time_and_batch():
     pullback = lambda rule: lambda xs, gs: rule.pullback(xs, WEIGHTS, gs, PARAMS)  # noqa: E731
     for rule in (RULE, bp.GenericTraceRule(RULE.fn)):
         assert count_dots(pullback(rule), XS, FACTORS[:, 0]) == 1
-    assert count_dots(lambda xs, fs: RULE.accumulate(xs, fs, WEIGHTS, PARAMS), XS, FACTORS) == FACTORS.shape[1]
+    matrix = {"weight": WEIGHTS["weight"]}
+    assert count_dots(lambda xs, fs: RULE.accumulate(xs, fs, matrix, PARAMS), XS, FACTORS) == FACTORS.shape[1]
 
 
 def test_transposing_the_weight_is_one_contraction():
@@ -98,6 +99,58 @@ def test_helpers():
     assert jnp.allclose(sum_leading(normal(2, 3), 0), normal(2, 3))
     real = cast_like(jnp.array([1 + 2j]), jnp.zeros(1, jnp.float16))
     assert (real.dtype, real.tolist()) == (jnp.float16, [1.0])
+
+
+def _vmapped_twice(function):
+    return jax.jit(jax.vmap(jax.vmap(function, (0, None)), (0, None)))
+
+
+# Where the sums in question are plain ones, jaxlib 0.10.2 has these tests fail on CPU: see `over_states`.
+MANY, FEW = normal(5, 7, 2, 2, 3, 8, 8), normal(2, 2, 3, 8, 8)
+WANTED = (np.asarray(MANY, float) * np.asarray(FEW, float)).sum(2)
+BIAS = {"weight": jnp.ones((8, 8)), "bias": jnp.ones(8)}
+LORA = {"has_bias": True, "alpha": 1.0, "carry_b": True}
+DIAGONAL = bp.SparsityPattern(range(8), range(8), (8, 8))
+POINTWISE = {
+    "has_bias": True,
+    "strides": (1, 1),
+    "padding": "SAME",
+    "lhs_dilation": (1, 1),
+    "rhs_dilation": (1, 1),
+    "feature_group_count": 1,
+    "batch_group_count": 1,
+    "dimension_numbers": jax.lax.conv_dimension_numbers((1, 3, 8, 8), (1, 1, 8, 8), ("NHWC", "HWIO", "NHWC")),
+}
+
+
+@pytest.mark.parametrize(
+    ("primitive", "weights", "params"),
+    [
+        (bp.etp_elemwise_p, {"weight": jnp.ones((3, 8, 8))}, {}),
+        (bp.etp_mm_p, BIAS, PARAMS),
+        (bp.etp_lora_mm_p, {"B": jnp.ones((8, 1)), "A": jnp.ones((1, 8)), "bias": jnp.ones(8)}, LORA),
+        (bp.etp_sp_mm_p, {"weight": jnp.ones(8), "bias": jnp.ones(8)}, {"has_bias": True, "sparse_mat": DIAGONAL}),
+        (bp.etp_conv_p, {"weight": jnp.ones((1, 1, 8, 8)), "bias": jnp.ones(8)}, POINTWISE),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_steps_are_summed_whatever_the_number_of_axes(primitive, weights, params):
+    rule = bp.get_primitive_spec(primitive).trace_rule
+
+    def last(many, few):
+        trace = rule.accumulate(jnp.ones((2, 3, 8, 8)), many * few, weights, params)
+        return trace["bias" if "bias" in trace else "weight"]
+
+    assert np.allclose(_vmapped_twice(last)(MANY, FEW), WANTED, atol=1e-4)
+
+
+def test_states_are_summed_whatever_the_number_of_axes():
+    rule, weights = bp.get_primitive_spec(bp.etp_elemwise_p).trace_rule, {"weight": jnp.ones((2, 3, 8, 8))}
+
+    def total(trace, signal):
+        return rule.contract({"weight": trace}, signal, weights, {})["weight"]
+
+    assert np.allclose(_vmapped_twice(total)(MANY, FEW), WANTED, atol=1e-4)
 
 
 def test_the_bare_rule_leaves_the_trace_to_its_subclasses():

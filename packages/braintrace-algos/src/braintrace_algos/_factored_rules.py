@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from braintrace_primitives import TraceRule
-
-from ._feeds import over_states
+from braintrace_primitives._trace_rule import over_states
 
 
 class RecentStepsTraceRule(TraceRule):

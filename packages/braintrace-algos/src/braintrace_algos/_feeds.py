@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,12 +14,6 @@ def feed_shape(feed: Feed, y_shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(y_shape)
     assert feed.index is not None
     return feed.index.shape
-
-
-def over_states(values: Any, axis: int) -> Any:
-    """The sum over the axis of states."""
-    # Unrolled: of products with six axes and more, XLA 0.10.2 on CPU returns rubbish, or crashes.
-    return sum(jax.lax.index_in_dim(values, s, axis, keepdims=False) for s in range(values.shape[axis]))
 
 
 def spread(feed: Feed, values: Any, lead: int) -> Any:

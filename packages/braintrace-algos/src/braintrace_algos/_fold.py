@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from braintrace_primitives._trace_rule import sum_leading
+
 from ._fold_types import Folded, Window
 from ._plan import Operands, Perturbations, Plan
 
@@ -56,10 +58,10 @@ def fold(
         x, g, past = folded.x[k], folded.g[k], folded.past[k]
         if plan.batch is not None:  # copies are so many more time steps to the pullback
             x, g = (None if v is None else v.reshape(-1, *v.shape[2:]) for v in (x, g))
-            past = {name: value.sum(0) for name, value in past.items()}
+            past = {name: sum_leading(value, 1) for name, value in past.items()}
         dw = operation.spec.trace_rule.pullback(x, weights[k], g, operation.eqn.params)
         gradients.append({name: dw[name] + past.get(name, 0) for name in dw})
-    further = folded.theta if plan.batch is None else [value.sum(0) for value in folded.theta]
+    further = folded.theta if plan.batch is None else [sum_leading(value, 1) for value in folded.theta]
     return tuple(gradients), list(further), folded.carry
 
 
@@ -95,7 +97,7 @@ def recall(plan: Plan, carry: Any, weights: Operands, theta: list[Any]) -> list[
         signals = plan.carry.signals(plan, plan.signals(cotangents, weights))
         gradients = (single if plan.batch is None else jax.vmap(single))(carry, signals)
         if plan.batch is not None:
-            gradients = jax.tree.map(lambda dw: dw.sum(0), gradients)
+            gradients = jax.tree.map(lambda dw: sum_leading(dw, 1), gradients)
         of_weights = tuple(
             {n: dw.get(n, jnp.zeros_like(v)) for n, v in w.items()} for w, dw in zip(weights, gradients[0], strict=True)
         )

@@ -222,8 +222,19 @@ def mix(blocks: Any, trace: Any) -> Any:
     return functools.reduce(operator.add, (blocks[:, r] * trace[r] for r in range(trace.shape[0])))
 
 
+def over_states(values: Any, axis: int) -> Any:
+    """Sum over the axis of states."""
+    # Unrolled: where a float32 product of seven or eight axes is summed over one that is not the last, XLA gives
+    # rubbish on CPU, or crashes (jaxlib 0.10.2 and 0.11.0, github.com/jax-ml/jax/issues/39257 and 40412). With jaxlib
+    # 0.12, or XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= in the environment, a plain sum is right:
+    #     jax.jit(lambda a, b: (a * b).sum(2))(jnp.ones((5, 7, 2, 2, 3, 8, 8)), jnp.ones((2, 2, 3, 8, 8)))
+    return functools.reduce(
+        operator.add, (jax.lax.index_in_dim(values, s, axis, keepdims=False) for s in range(values.shape[axis]))
+    )
+
+
 def sum_leading(terms: Any, count: int) -> Any:
-    """Sum over the first `count` axes."""
+    """Sum over the first `count` axes; as safe as `over_states` on CPU."""
     if count == 0 or explicit_sharding(terms) is not None:
         return terms.sum(tuple(range(count)))
     # XLA's reduction over leading axes is an order of magnitude slower than a product with ones on CPU.

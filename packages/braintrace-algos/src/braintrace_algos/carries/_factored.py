@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_algos._entries import stacked
-from braintrace_algos._feeds import collect, feed_shape, over_states, spread
+from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._step import Derivatives, StepResult, local_derivatives
+from braintrace_primitives._trace_rule import over_states
 
 from ._base import Carry
 from ._trace import TraceCarry

@@ -56,7 +56,7 @@ class ConvTraceRule(TraceRule):
             return jax.vmap(lambda f: jnp.einsum("tpgm,tpgo->pgmo", patches, f), in_axes=1)(aligned)
 
         trace = {"weight": in_auto_axes(by_patch, _trace_spec(factors, params), xs, factors)}
-        return trace | {"bias": factors.sum(0)} if "bias" in weights else trace
+        return trace | {"bias": sum_leading(factors, 1)} if "bias" in weights else trace
 
     def decay(self, trace, blocks, params):
         def by_position(trace, blocks):

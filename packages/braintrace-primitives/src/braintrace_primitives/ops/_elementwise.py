@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from braintrace_primitives._primitive import register_primitive
 from braintrace_primitives._sharding import sum_over_replicas
-from braintrace_primitives._trace_rule import TraceRule, cast_like, mix, take
+from braintrace_primitives._trace_rule import TraceRule, cast_like, mix, over_states, sum_leading, take
 from braintrace_primitives._units import join, split
 
 from ._operands import applied, as_weight
@@ -26,14 +26,14 @@ class ElementwiseTraceRule(TraceRule):
         return {"weight": jnp.zeros((num_states, *y.shape), dtype)}
 
     def accumulate(self, xs, factors, weights, params):
-        return {"weight": factors.sum(0)}
+        return {"weight": sum_leading(factors, 1)}
 
     def decay(self, trace, blocks, params):
         return {"weight": mix(blocks, trace["weight"]).astype(trace["weight"].dtype)}
 
     def contract(self, trace, signal, weights, params):
         w = weights["weight"]
-        total = sum_over_replicas((signal * trace["weight"]).sum(0), w)
+        total = sum_over_replicas(over_states(signal * trace["weight"], 0), w)
         like = jax.ShapeDtypeStruct(w.shape, total.dtype)
         transpose = jax.linear_transpose(lambda w: self.fn(None, {"weight": w}, params), like)
         return {"weight": cast_like(transpose(total)[0], w)}

@@ -53,7 +53,7 @@ class LoRATraceRule(TraceRule):
         else:
             hidden = in_precision_of(factors, params["alpha"] * (xs @ weights["B"]))
             trace = {"A": outer(_THROUGH_A, hidden, factors)}
-        return trace | {"bias": factors.sum(0)} if params["has_bias"] else trace
+        return trace | {"bias": sum_leading(factors, 1)} if params["has_bias"] else trace
 
     def decay(self, trace, blocks, params):
         def step(name, old):

@@ -71,7 +71,7 @@ class ProductTraceRule(TraceRule):
     def accumulate(self, xs, factors, weights, params):
         equation = self.equation(params)
         trace = {"weight": outer(equation, in_precision_of(factors, xs), factors)}
-        return trace | {"bias": factors.sum(0)} if "bias" in weights else trace
+        return trace | {"bias": sum_leading(factors, 1)} if "bias" in weights else trace
 
     def decay(self, trace, blocks, params):
         aligned = {"weight": align(self.equation(params), blocks), "bias": blocks}
@@ -110,7 +110,7 @@ class ProductTraceRule(TraceRule):
                 bias = {"bias": trace["bias"]}
                 gradient |= self.contract(bias, signal, {"bias": weights["bias"]}, params)
                 kept = self.decay(bias, blocks, params)["bias"]
-                advanced["bias"] = (kept + factors.sum(0)).astype(trace["bias"].dtype)
+                advanced["bias"] = (kept + sum_leading(factors, 1)).astype(trace["bias"].dtype)
             return gradient, advanced
 
         operands = trace, signal, blocks, xs, factors, dict(weights)

@@ -36,7 +36,7 @@ class SparseTraceRule(TraceRule):
     def accumulate(self, xs, factors, weights, params):
         pattern, xs = params["sparse_mat"], in_precision_of(factors, xs)
         added = _over_time(lambda x, f: x[..., pattern.rows] * f[..., pattern.cols], xs, factors)
-        return {"weight": added} | ({"bias": factors.sum(0)} if params["has_bias"] else {})
+        return {"weight": added} | ({"bias": sum_leading(factors, 1)} if params["has_bias"] else {})
 
     def decay(self, trace, blocks, params):
         aligned = {"weight": blocks[..., params["sparse_mat"].cols], "bias": blocks}
