@@ -23,6 +23,7 @@ class Known:
 
     Examples
     --------
+    >>> import jax.numpy as jnp
     >>> (Known(0.5) * jnp.array([2.0, 4.0])).tolist()
     [1.0, 2.0]
     >>> Known(0) * jnp.ones(2) + Known(0.5) * Known(3.0)
