@@ -7,7 +7,10 @@ import pathlib
 import subprocess
 import sys
 
-from benchmarks import compile_time, per_step
+import pytest
+
+from benchmarks import compile_time, particulars, per_step, roofline
+from benchmarks.regimes import Regime
 from benchmarks.report import curves, figures
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -77,3 +80,27 @@ def test_learning_at_every_step(tmp_path):
     assert {row["way"] for row in rows} == {way.name for way in per_step.WAYS if way.worker == "ours"}
     assert all(float(row["ms"]) > 0 and float(row["share"]) > 0 for row in rows)
     assert (tmp_path / "per_step.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_roofline_and_the_fold(tmp_path, monkeypatch):
+    monkeypatch.setattr(roofline, "STEPS", (1, 2))
+    monkeypatch.setattr(roofline, "TRACE", {"B": 1, "I": 2, "O": 3})
+    monkeypatch.setattr(roofline, "PROBLEMS", (Regime("lif1", 1, 2, 3, 4),))
+    monkeypatch.setattr(roofline, "ROUNDS", 2)
+    monkeypatch.setattr(roofline, "rates", lambda: {"flops_per_s": 1e9, "bytes_per_s": 1e9})
+    roofline.main(["--out", str(tmp_path)])
+    with (tmp_path / "roofline.csv").open(newline="") as file:
+        assert [float(row["roof_gflops"]) for row in csv.DictReader(file)] == [0.25, 0.5]
+    with (tmp_path / "fold.csv").open(newline="") as file:
+        assert [row["fold"] for row in csv.DictReader(file)] == ["1", "2"]
+    assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_particulars(monkeypatch):
+    monkeypatch.setattr(particulars, "DENSITIES", (0.5,))
+    assert [row[0] for row in particulars.shell(1)] == ["step", "sequence"]
+    sparse, dense = particulars.connections(1, units=8)
+    assert sparse[1] < dense[1] == 64
+    assert [row[2] for row in particulars.precision(1, Regime("lif1", 1, 2, 3, 4))] == ["0e+00"] * 3
