@@ -6,7 +6,6 @@ and written once: K / 4 operations per byte. One step at a time is bound by memo
 Beside it, the time of the whole gradient by the same K.
 """
 
-import argparse
 import csv
 import pathlib
 import statistics
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 import braintrace
 
+from . import recorded
 from .machine import fastest, rates
 from .regimes import Regime
 from .worker import Worker
@@ -129,16 +129,15 @@ def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def measure(folder: pathlib.Path) -> None:
+    """Write both tables."""
+    _write(folder / "roofline.csv", measure_updates())
+    _write(folder / "fold.csv", measure_folds())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    options = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__)
-    options.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/recorded"))
-    options.add_argument("--only-draw", action="store_true", help="draw what has been recorded")
-    chosen = options.parse_args(arguments)
-    if not chosen.only_draw:
-        _write(chosen.out / "roofline.csv", measure_updates())
-        _write(chosen.out / "fold.csv", measure_folds())
-    draw(chosen.out)
+    recorded.main("roofline", __doc__, measure, draw, arguments)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 ``python -m benchmarks.rtrl_cost`` measures and writes ``docs/recorded/rtrl_cost.csv`` and its figure.
 """
 
-import argparse
 import csv
 import pathlib
 import time
@@ -17,6 +16,8 @@ from tqdm import tqdm
 
 import braintrace
 import braintrace.nn
+
+from . import recorded
 
 INPUTS, OUTPUTS, STEPS, ROUNDS = 8, 2, 256, 5
 SIZES = (32, 64)
@@ -104,13 +105,7 @@ def draw(folder: pathlib.Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    options = argparse.ArgumentParser(prog="python -m benchmarks.rtrl_cost", description=__doc__)
-    options.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/recorded"))
-    options.add_argument("--only-draw", action="store_true", help="draw what has been recorded")
-    chosen = options.parse_args(arguments)
-    if not chosen.only_draw:
-        measure(chosen.out)
-    draw(chosen.out)
+    recorded.main("rtrl_cost", __doc__, measure, draw, arguments)
 
 
 if __name__ == "__main__":

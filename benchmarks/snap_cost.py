@@ -3,7 +3,6 @@
 ``python -m benchmarks.snap_cost`` measures and writes ``docs/recorded/snap_cost.csv`` and its figure.
 """
 
-import argparse
 import csv
 import pathlib
 from typing import Any
@@ -16,6 +15,7 @@ from tqdm import tqdm
 import braintrace
 import braintrace.nn
 
+from . import recorded
 from .rtrl_cost import INPUTS, OUTPUTS, gradient_by, seconds
 
 HIDDEN, STEPS = 128, 32
@@ -87,13 +87,7 @@ def draw(folder: pathlib.Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    options = argparse.ArgumentParser(prog="python -m benchmarks.snap_cost", description=__doc__)
-    options.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/recorded"))
-    options.add_argument("--only-draw", action="store_true", help="draw what has been recorded")
-    chosen = options.parse_args(arguments)
-    if not chosen.only_draw:
-        measure(chosen.out)
-    draw(chosen.out)
+    recorded.main("snap_cost", __doc__, measure, draw, arguments)
 
 
 if __name__ == "__main__":

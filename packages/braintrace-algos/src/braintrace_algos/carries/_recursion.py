@@ -66,7 +66,7 @@ class Recursion:
         """The known part of D to the power of 0 ... K."""
         known = np.array([[e.value if isinstance(e, Known) else 0 for e in row] for row in self.D])
         powers = [np.eye(self.S, dtype=np.result_type(known, float))]
-        for _ in range(self.K if 1 in np.array(self.rank) else 0):
+        for _ in range(self.K if any(_NUMBER in row for row in self.rank) else 0):
             powers.append(powers[-1] @ known)
         return np.stack(powers)
 

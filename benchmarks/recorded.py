@@ -1,0 +1,29 @@
+"""The command line of a benchmark that records what it measures and draws what it has recorded."""
+
+import argparse
+import pathlib
+from collections.abc import Callable
+
+Step = Callable[[pathlib.Path], None]
+
+
+def main(name: str, description: str | None, measure: Step, draw: Step, arguments: list[str] | None = None) -> None:
+    """Measure into a folder unless told not to, and draw what is there.
+
+    Parameters
+    ----------
+    name : str
+        Of the module.
+    description : str
+    measure, draw : callable
+        Of the folder.
+    arguments : list of str, optional
+        Those of the process by default.
+    """
+    options = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    options.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/recorded"))
+    options.add_argument("--only-draw", action="store_true", help="draw what has been recorded")
+    chosen = options.parse_args(arguments)
+    if not chosen.only_draw:
+        measure(chosen.out)
+    draw(chosen.out)
