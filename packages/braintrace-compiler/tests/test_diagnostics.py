@@ -217,6 +217,20 @@ def test_warnings_are_of_one_category_and_name_the_line():
         graph(time_varying())
 
 
+def test_a_parameter_that_is_traced_elsewhere_is_not_said_to_lose_its_trace():
+    """Fast weights: what w writes into a matrix is traced, and read in the same step by another operation."""
+
+    def step(m, x):
+        m.a.value = 0.9 * m.a.value + matmul(x, m.w.value)[:, None]
+        m.v.value = 0.5 * m.v.value + matmul(jnp.ones(H), m.a.value)
+        return m.v.value
+
+    records = quiet(cell(step, a=array(H, H), v=array(H))).diagnostics
+    (message,) = [r.message for r in records if r.kind is DiagnosticKind.TIME_VARYING_WEIGHT]
+    assert ("w",) in [r.weight_path for r in records if r.kind is DiagnosticKind.RELATION_INCLUDED]
+    assert "No trace follows it; through this operation the strict gradient" in message
+
+
 def test_warnings_point_at_the_caller():
     with pytest.warns(CompilationWarning) as caught:
         compile_etrace_graph(time_varying(), jnp.ones(I))

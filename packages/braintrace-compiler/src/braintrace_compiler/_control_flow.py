@@ -33,7 +33,7 @@ class ControlFlowPolicy:
         closed.
     closed : {"error", "exclude"}
         What stays closed (``while``, and what the other choices leave) is an error; or it is left to ordinary
-        differentiation, so that the gradient of the weights in it covers the current step only.
+        differentiation, so that the strict gradient of the weights in it covers the current step only.
 
     Raises
     ------
@@ -158,7 +158,7 @@ class ControlFlow:
         if self.policy.closed == "exclude":
             message = (
                 f"a marked operation stands inside `{eqn.primitive.name}`, which stays closed{_because(reason)}. "
-                "It is not traced; its gradient covers the current step only."
+                "It is not traced; its strict gradient covers the current step only."
             )
             self.records.append(
                 CompilationRecord(

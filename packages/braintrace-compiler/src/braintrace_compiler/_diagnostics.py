@@ -24,7 +24,8 @@ class DiagnosticLevel(enum.Enum):
 class DiagnosticKind(enum.Enum):
     """What a record is about.
 
-    Each member says when it is emitted.
+    Each member says when it is emitted. What is said of gradients is said of the strict ones, whose past comes through
+    traces alone; windows, RTRL and UORO carry credit where no trace does.
     """
 
     RELATION_INCLUDED = "relation_included"
@@ -49,13 +50,13 @@ class DiagnosticKind(enum.Enum):
     """A traced operation reaches another group only through new states of its own: its trace ends there."""
 
     TIME_VARYING_WEIGHT = "time_varying_weight"
-    """The weight an ETP operation sees depends on data or state: same-step gradient."""
+    """The weight an ETP operation sees depends on data or state: same-step gradient through that operation."""
 
     POSITION_MIXING = "position_mixing"
     """A state's transition, or the way into it, mixes positions (normalisation, softmax, a plain dense)."""
 
     PLAIN_PARAMETER_TEMPORAL = "plain_parameter_temporal"
-    """A parameter that no ETP operation marks feeds a hidden state: its credit ends with the step."""
+    """A parameter that no ETP operation marks feeds a hidden state: no trace carries its credit on."""
 
     CROSS_GROUP_MEMORY = "cross_group_memory"
     """A group drives another group that has memory of its own: that later memory gives it no credit."""

@@ -78,8 +78,8 @@ def _cross_group_memory(
             yield CompilationRecord(
                 DiagnosticKind.CROSS_GROUP_MEMORY,
                 DiagnosticLevel.INFO,
-                f"group {group.index} drives groups with memory of their own ({shown}), which gives it no credit "
-                f"beyond the current step{_unless(group.index, targets, absorbable)}.",
+                f"group {group.index} drives groups with memory of their own ({shown}), for which a strict "
+                f"gradient gives it no credit beyond the current step{_unless(group.index, targets, absorbable)}.",
                 hidden_paths=(*group.hidden_paths, *(p for g in targets for p in groups[g].hidden_paths)),
                 context=_at(group, written, hidden_group_indices=(group.index, *targets)),
             )
@@ -140,7 +140,8 @@ def _plain_parameters(
                 DiagnosticKind.PLAIN_PARAMETER_TEMPORAL,
                 DiagnosticLevel.WARNING,
                 f"parameter {parameter.path} feeds hidden states {list(fed)} without an ETP operation of constant "
-                "weight; its credit ends with the step. Mark the operation (matmul, element_wise, ...) to trace it.",
+                "weight; its strict gradient covers the current step only. Mark the operation (matmul, element_wise, "
+                "...) to trace it; rtrl and uoro need no mark.",
                 weight_path=parameter.path,
                 hidden_paths=fed,
                 context={"source": next(source_line(reader[v]) for v in parameter.invars if v in reader)},

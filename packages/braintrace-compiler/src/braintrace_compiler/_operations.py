@@ -182,7 +182,8 @@ def _time_varying(operation: MarkedOperation, in_time: Mapping[Var, int]) -> Com
         DiagnosticKind.TIME_VARYING_WEIGHT,
         DiagnosticLevel.WARNING,
         f"ETP primitive {operation.spec.name} (weight={operation.weight_path}): its weight depends on data or state. "
-        f"It is not traced; its gradient covers the current step only.{beside}",
+        f"No trace follows it; through this operation the strict gradient of what is behind the weight covers the "
+        f"current step only.{beside}",
         operation.eqn.primitive,
         operation.weight_path,
         context={"source": operation.source},

@@ -42,7 +42,7 @@ class CompilationReport(NamedTuple):
     carries : tuple of dict
         What an algorithm may keep of the past, and the bytes it takes for the whole model.
     untraced : tuple of dict
-        Parameters without a trace: why, and what their gradient covers.
+        Parameters without a trace: why, and what their strict gradient covers.
     notes : str
         Diagnostics at level WARNING and above.
     """
@@ -66,7 +66,7 @@ class CompilationReport(NamedTuple):
             "Hidden groups": Table(("group", "states", "positions", "own memory"), groups),
             "Marked operations": Table(("operation", "weight", "drives", "strict gradient", "trace"), operations),
             "What a learner carries": Table(("carry", "algorithms", "memory"), carries),
-            "Parameters without a trace": Table(("parameter", "reason", "gradient covers"), untraced),
+            "Parameters without a trace": Table(("parameter", "reason", "strict gradient covers"), untraced),
         }
         return {title: table for title, table in tables.items() if table.rows}
 

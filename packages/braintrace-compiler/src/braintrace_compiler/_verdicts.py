@@ -72,7 +72,7 @@ class Verdict(NamedTuple):
                 DiagnosticKind.RELATION_PARTIAL_PATH,
                 DiagnosticLevel.INFO,
                 f"{self._call} reaches {partial} also through another ETP operation. "
-                "That part of its gradient covers the current step.",
+                "That part of its strict gradient covers the current step.",
                 partial,
             )
 
@@ -81,7 +81,8 @@ class Verdict(NamedTuple):
             DiagnosticKind.RELATION_EXCLUDED_SHAPE_MISMATCH,
             DiagnosticLevel.WARNING,
             f"{self._call} gives {self.operation.y_var.aval.shape}, mixed on its way to the positions "
-            f"{group.varshape} of group {group.index}. It is not traced there; its gradient covers the current step.",
+            f"{group.varshape} of group {group.index}. It is not traced there; its strict gradient covers the current "
+            "step.",
             group.hidden_paths,
         )
 
@@ -101,7 +102,7 @@ class Verdict(NamedTuple):
             DiagnosticKind.RELATION_EXCLUDED_WEIGHT_TO_WEIGHT,
             DiagnosticLevel.INFO,
             f"{self._primitive} reaches hidden states only through another ETP operation. "
-            "Its gradient covers the current step.",
+            "Its strict gradient covers the current step.",
             self.anyhow,
         )
 
