@@ -1,5 +1,6 @@
 """Operations inside calls that JAX makes: the gradient is that of the operation by itself."""
 
+from types import MappingProxyType
 from typing import Any
 
 import brainstate
@@ -84,3 +85,47 @@ def expected() -> Any:
 @pytest.mark.parametrize("name", WAYS)
 def test_the_gradient_is_that_of_the_operation(name, expected):
     np.testing.assert_allclose(gradient(WAYS[name]), expected, rtol=1e-5)
+
+
+class Ensemble(brainstate.nn.Module):
+    """Copies of a convolution, a sparse and a low-rank product and a table, each with weights of its own."""
+
+    pattern = braintrace.SparsityPattern([0, 1, 1], [2, 0, 2], (I, H))
+    shapes = MappingProxyType({"kernel": (2, 1, I), "data": (3,), "B": (I, 1), "A": (1, H), "table": (4, H)})
+
+    def __init__(self):
+        super().__init__()
+        rng = np.random.default_rng(2)
+        for name, shape in self.shapes.items():
+            setattr(self, name, brainstate.ParamState(jnp.asarray(rng.normal(size=(2, *shape)), jnp.float32)))
+
+    def init_state(self, batch_size: int | None = None) -> None:
+        self.v = brainstate.HiddenState(jnp.zeros((2, H)))
+        self.u = brainstate.HiddenState(jnp.zeros((2, I, I)))
+
+    def update(self, x: Any) -> Any:
+        def drive(data, b, a, table, x=x):
+            index = (x[1] > 0).astype(jnp.int32)
+            sparse = braintrace.sparse_matmul(x, data, sparse_mat=self.pattern)
+            return sparse + braintrace.lora_matmul(x, b, a) + braintrace.embedding(index, table)
+
+        weights = [getattr(self, name).value for name in ("data", "B", "A", "table")]
+        self.v.value = 0.9 * self.v.value + jnp.tanh(jax.vmap(drive)(*weights))
+        layout = {"dimension_numbers": ("NWC", "WIO", "NWC")}
+        images = jax.vmap(lambda kernel: braintrace.conv(x[:, None], kernel, **layout))(self.kernel.value)
+        self.u.value = 0.8 * self.u.value + jnp.tanh(images)
+        return jnp.concatenate([self.v.value.ravel(), self.u.value.ravel()])
+
+
+def test_copies_with_weights_of_their_own_are_traced():
+    """An ensemble by `jax.vmap`."""
+    xs = jnp.asarray(np.random.default_rng(3).normal(size=(T, I)), jnp.float32)
+    strict, exact = (braintrace.compile(Ensemble(), algorithm, xs[0], fold=2) for algorithm in ("d_rtrl", "bptt"))
+    assert all(c.exact for c in strict.graph.certificates())
+    grads, expected = (
+        learner.etrace_grad(xs, step_fn=lambda x, f=learner: jnp.sum(f(x) ** 2), reduction="sum")
+        for learner in (strict, exact)
+    )
+    for path, value in expected.items():
+        np.testing.assert_allclose(grads[path], value, rtol=1e-4, atol=1e-6)
+        assert np.abs(value).max() > 0.1, path

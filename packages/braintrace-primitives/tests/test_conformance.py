@@ -1,5 +1,7 @@
 """Every family goes through the public conformance check; broken primitives do not pass it."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,7 @@ def window(layout, strides=1, padding="SAME", lhs=1, rhs=1, features=1, batches=
     }
 
 
+GROUPED, BATCH_GROUPED = "conv1d, one sample, groups, strides, dilation", "conv2d, batch groups"
 CASES = {
     "mm": (bp.etp_mm_p, normal((2, 3), (3, 4), (4,)), BIAS),
     "mm, two leading axes": (bp.etp_mm_p, normal((2, 3, 2), (2, 3)), NO_BIAS),
@@ -52,12 +55,12 @@ CASES = {
     "lora_mm": (bp.etp_lora_mm_p, normal((2, 5), (5, 2), (2, 4), (4,)), {"alpha": 0.5, "carry_b": True, **BIAS}),
     "lora_mv": (bp.etp_lora_mv_p, normal((5,), (5, 2), (2, 4)), {"alpha": 2.0, "carry_b": True, **NO_BIAS}),
     "conv1d": (bp.etp_conv_p, normal((2, 5, 3), (3, 3, 4), (1, 4)), window(("NWC", "WIO", "NWC"))),
-    "conv1d, one sample, groups, strides, dilation": (
+    GROUPED: (
         bp.etp_conv_p,
         normal((4, 7), (6, 2, 3)),
         window(("NCW", "OIW", "NCW"), 2, ((1, 2),), rhs=2, features=2, has_bias=False),
     ),
-    "conv2d, batch groups": (
+    BATCH_GROUPED: (
         bp.etp_conv_p,
         normal((4, 3, 3, 2), (2, 2, 2, 4), (4,)),
         window(("NHWC", "HWIO", "NHWC"), padding=((0, 0),) * 2, batches=2),
@@ -177,3 +180,28 @@ def test_deviation_beyond_the_tolerance_is_found():
     primitive, operands, params = CASES["mm"]
     with pytest.raises(ConformanceError, match="relative deviation"):
         check_primitive(primitive, *operands, tolerance=0.0, **params)
+
+
+COPIED = ["emb", "emb_v", "sp_mm", "lora_mm", "lora_mv", "conv1d", GROUPED, BATCH_GROUPED]
+
+
+@pytest.mark.parametrize(
+    ("case", "axes"),
+    [
+        *itertools.product(COPIED, [(None, 0, None), (-1, 1, 0)]),
+        *((case, (None, None, 0)) for case in ("sp_mm", "lora_mm", "conv1d", BATCH_GROUPED)),
+    ],
+)
+def test_copies_of_a_weight_keep_their_mark(case, axes):
+    primitive, operands, params = CASES[case]
+    names = [None, *bp.get_primitive_spec(primitive).trainable_invars(params)]
+    axes = [axes[(name is not None) + (name == "bias")] for name in names]
+    copies = [a if i is None else jnp.stack([a, -a - 1, a + 1], i) for a, i in zip(operands, axes, strict=True)]
+
+    @jax.jit
+    def both(*copies):
+        return [jax.vmap(lambda *o, f=f: f(*o, **params), axes)(*copies) for f in (primitive.bind, primitive.evaluate)]
+
+    got, plain = both(*copies)
+    assert np.allclose(got, plain, 1e-4, 1e-5)
+    assert any(bp.is_etp_primitive(e.primitive) for e in jax.make_jaxpr(both)(*copies).eqns[0].params["jaxpr"].eqns)

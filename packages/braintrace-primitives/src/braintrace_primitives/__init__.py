@@ -36,8 +36,8 @@ linear algebra allows, complex. They work under every JAX transformation and rai
 Rules
 -----
 * **Identity.** An op is recognised by its primitive object, never by a name. It survives `jax.jit`, `jax.lax.scan`,
-  `jax.checkpoint`, differentiation (the forward pass), and `jax.vmap` wherever only the input is mapped: the sample
-  form becomes the batch form, the batch form gains a leading axis.
+  `jax.checkpoint`, differentiation (the forward pass), and `jax.vmap`. Where only the input is mapped the sample form
+  becomes the batch form and the batch form gains a leading axis; copies of a weight become one wider op.
 * **Operands.** ``x, weights...`` in fixed places, described by `get_primitive_spec`. What happens to a weight
   before the op is ordinary JAX and none of the op's business.
 * **Linearity.** An op is linear in its weights taken together (`lora_matmul`, bilinear, says what that means for

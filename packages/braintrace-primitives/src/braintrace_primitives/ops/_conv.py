@@ -12,6 +12,7 @@ from braintrace_primitives._primitive import register_primitive, trainables_with
 from ._conv_rule import ConvTraceRule
 from ._conv_window import batch_first, check_groups, padding_of, per_axis, sample_bias, spatial_rank
 from ._conv_window import dimension_numbers as layout_of
+from ._elementwise import add_copies
 from ._operands import applied, linear_operands
 
 _WHERE = "conv(x, kernel, bias)"
@@ -31,12 +32,45 @@ def _convolve(x, kernel, **window):
     return jax.lax.conv_general_dilated(x, kernel, **window)
 
 
+def _of_copies(operands, axes, params):
+    """Copies of a convolution side by side: one with more groups of channels (or of samples), and a marked bias."""
+    (x, kernel, *bias), (x_axis, k_axis, *bias_axis) = operands, axes
+    numbers, rank = params["dimension_numbers"], kernel.ndim - (k_axis is not None)
+    copies = next(a.shape[i] for a, i in zip(operands, axes, strict=True) if i is not None)
+    lead = x.ndim - (x_axis is not None) - rank + 1
+    kind, place = ("feature_group_count", numbers.lhs_spec[1] - 1 + lead)
+    if params["batch_group_count"] > 1:
+        kind, place = "batch_group_count", lead - 1
+    params = {**params, "has_bias": False}
+    if k_axis is None:
+        y = etp_conv_p.bind(x if x_axis is None else jnp.moveaxis(x, x_axis, 0), kernel, **params)
+        y = jnp.expand_dims(y, lead) if x_axis is None else jnp.moveaxis(y, 0, lead)
+    else:
+        x = _joined(x, x_axis, copies, place)
+        kernel = _joined(kernel, k_axis, copies, numbers.rhs_spec[0])
+        y = etp_conv_p.bind(x, kernel, **{**params, kind: copies * params[kind]})
+        channel = y.ndim - rank + numbers.out_spec[1]
+        y = jnp.moveaxis(y.reshape(*y.shape[:channel], copies, -1, *y.shape[channel + 1 :]), channel, lead)
+    for b, axis in zip(bias, bias_axis, strict=True):
+        y = add_copies(y, b, axis, lead)
+    return y, lead
+
+
+def _joined(array, axis, copies, place):
+    """All copies of an array, joined along the axis `place` of one; `axis` counts them, or each is the same (None)."""
+    if axis is None:
+        array, axis = jnp.broadcast_to(array, (copies, *array.shape)), 0
+    array = jnp.moveaxis(array, axis, place)
+    return array.reshape(*array.shape[:place], -1, *array.shape[place + 2 :])
+
+
 etp_conv_p = register_primitive(
     "etp_conv",
     _conv,
     trainable_invars=trainables_with_bias(weight=1),
     trace_rule=ConvTraceRule,
     leading_axes=True,
+    of_mapped_weights=_of_copies,
 )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from braintrace_primitives._errors import OperandError
 from braintrace_primitives._primitive import register_primitive
 
-from ._elementwise import etp_elemwise_p
+from ._elementwise import add_copies
 from ._operands import applied, describe, linear_operands
 from ._product import Equation, ProductTraceRule
 
@@ -44,8 +44,7 @@ def einsum_of_copies(operands, axes, params, *, equation: Callable[[Mapping[str,
     many = x_axis is not None or w_axis is not None
     y = etp_einsum_p.bind(x, w, equation=(x_letters, w_letters, copies + single.y if many else single.y))
     for b, axis in zip(bias, bias_axis, strict=True):
-        b = etp_elemwise_p.bind(b if axis is None else jnp.moveaxis(b, axis, 0))
-        y = (y if many else jnp.expand_dims(y, lead)) + b
+        y = add_copies(y if many else jnp.expand_dims(y, lead), b, axis, lead)
     return y, lead
 
 

@@ -58,6 +58,14 @@ etp_elemwise_p = register_primitive(
 )
 
 
+def add_copies(y: Any, bias: Any, axis: int | None, lead: int) -> Any:
+    """`y` of shape (*lead, copies, ...) plus a bias that is mapped along `axis`, or the same for all copies: marked."""
+    marked = etp_elemwise_p.bind(bias if axis is None else jnp.moveaxis(bias, axis, 0))
+    if axis is not None:
+        marked = jnp.expand_dims(marked, range(1, y.ndim - lead - marked.ndim + 1))
+    return y + marked
+
+
 def element_wise(
     weight: Any,
     fn: Callable[[Any], Any] | None = None,

@@ -59,7 +59,21 @@ def _embedding(indices, weight):
     return in_auto_axes(lambda i, w: w.at[i].get(mode="fill", fill_value=jnp.nan), out_spec, indices, weight)
 
 
-_register = functools.partial(register_primitive, trainable_invars={"weight": 1}, trace_rule=EmbeddingTraceRule)
+def _of_copies(operands, axes, params):
+    """One look-up for each copy: all rows of all tables would have a trace wherever tables were joined."""
+    parts = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(operands, axes, strict=True)]
+    copies = operands[1].shape[axes[1]]
+    primitive = etp_emb_v_p if operands[0].ndim == (axes[0] is not None) else etp_emb_p
+    pick = [[a if axis is None else a[k] for a, axis in zip(parts, axes, strict=True)] for k in range(copies)]
+    return jnp.stack([primitive.bind(*chosen) for chosen in pick]), 0
+
+
+_register = functools.partial(
+    register_primitive,
+    trainable_invars={"weight": 1},
+    trace_rule=EmbeddingTraceRule,
+    of_mapped_weights=_of_copies,
+)
 
 etp_emb_p = _register("etp_emb", _embedding, batched=True, leading_axes=True)
 etp_emb_v_p = _register("etp_emb_v", _embedding, batched_form=etp_emb_p)

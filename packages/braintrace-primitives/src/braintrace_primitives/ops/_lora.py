@@ -5,12 +5,14 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from braintrace_primitives._errors import OperandTypeError
 from braintrace_primitives._primitive import register_primitive, trainables_with_bias
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
+from ._einsum import einsum_of_copies
 from ._operands import applied, linear_operands, misfit, require_bias, require_rank, require_trailing
 from ._product import Equation, outer
 
@@ -88,8 +90,33 @@ def _lora_matmul(x, B, A, bias=None, *, alpha, has_bias, carry_b):
     return y if bias is None else y + bias
 
 
+def _of_copies(operands, axes, params):
+    """Copies of a product, by their effective weights, whose trace is that of B; without it, by A."""
+    (x, b, a, *bias), (x_axis, b_axis, a_axis, *bias_axis) = operands, axes
+    thin = functools.partial(_scaled_product, alpha=params["alpha"])
+    if params["carry_b"]:
+        a, a_axis = _mapped(thin, (b, a), (b_axis, a_axis))
+    else:
+        x, x_axis = _mapped(thin, (x, b), (x_axis, b_axis))
+    return einsum_of_copies((x, a, *bias), (x_axis, a_axis, *bias_axis), params, equation=lambda _: _THROUGH_B)
+
+
+def _scaled_product(one, two, alpha):
+    return alpha * (one @ two)
+
+
+def _mapped(function, operands, axes):
+    """The function of mapped operands, and the mapped axis of its value."""
+    if axes == (None, None):
+        return function(*operands), None
+    return jax.vmap(function, axes)(*operands), 0
+
+
 _register = functools.partial(
-    register_primitive, trainable_invars=trainables_with_bias(B=1, A=2), trace_rule=LoRATraceRule
+    register_primitive,
+    trainable_invars=trainables_with_bias(B=1, A=2),
+    trace_rule=LoRATraceRule,
+    of_mapped_weights=_of_copies,
 )
 
 etp_lora_mm_p = _register("etp_lora_mm", _lora_matmul, batched=True, leading_axes=True)

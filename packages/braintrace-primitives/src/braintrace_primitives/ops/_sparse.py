@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from braintrace_primitives._primitive import register_primitive, trainables_with_bias
@@ -14,6 +15,7 @@ from braintrace_primitives._sharding import explicit_spec, explicit_specs, in_au
 from braintrace_primitives._sparsity import SparsityPattern
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
+from ._elementwise import add_copies
 from ._operands import applied, linear_operands, misfit, require_bias, require_trailing
 
 _WHERE = "sparse_matmul(x, data, sparse_mat, bias)"
@@ -89,8 +91,35 @@ def _product(pattern, x, data):
     return jnp.moveaxis(y, 0, -1)
 
 
+def _of_copies(operands, axes, params):
+    """Copies of a product side by side: one product with a pattern of several blocks, and a marked bias."""
+    (x, data, *bias), (x_axis, data_axis, *bias_axis) = operands, axes
+    pattern, lead = params["sparse_mat"], x.ndim - 1 - (x_axis is not None)
+    if x_axis is not None:
+        x = jnp.moveaxis(x, x_axis, lead)
+    if data_axis is not None:
+        rows, columns = pattern.shape
+        copies, own = data.shape[data_axis], x_axis is not None
+        places = np.arange(copies)[:, None]
+        blocks = np.ravel(pattern.rows + places * rows * own), np.ravel(pattern.cols + places * columns)
+        pattern = SparsityPattern(*blocks, (rows * (copies if own else 1), columns * copies))
+        x, data = x.reshape(*x.shape[:lead], -1), jnp.moveaxis(data, data_axis, 0).reshape(-1)
+    primitive = etp_sp_mv_p if x.ndim == 1 else etp_sp_mm_p
+    y = primitive.bind(x, data, sparse_mat=pattern, has_bias=False)
+    if data_axis is not None:
+        y = y.reshape(*y.shape[:lead], copies, columns)
+    elif x_axis is None:
+        y = jnp.expand_dims(y, lead)
+    for b, axis in zip(bias, bias_axis, strict=True):
+        y = add_copies(y, b, axis, lead)
+    return y, lead
+
+
 _register = functools.partial(
-    register_primitive, trainable_invars=trainables_with_bias(weight=1), trace_rule=SparseTraceRule
+    register_primitive,
+    trainable_invars=trainables_with_bias(weight=1),
+    trace_rule=SparseTraceRule,
+    of_mapped_weights=_of_copies,
 )
 
 etp_sp_mm_p = _register("etp_sp_mm", _sparse_matmul, batched=True, leading_axes=True)
