@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, UnknownAlgorithmError, compile
-from braintrace_compiler import CompilationError
+from braintrace_compiler import CompilationError, NotSupportedError
 from braintrace_primitives import matmul
 
 
@@ -26,6 +26,16 @@ def test_options_are_checked(model):
         compile(model, D_RTRL, jnp.zeros(4), vjp_method="two-step")
     with pytest.raises(LearnerError, match="window"):
         compile(model, D_RTRL, jnp.zeros(4), vjp_method="multi-step", window=0)
+
+
+def test_arrays_on_explicit_mesh_axes_are_refused(model, data, loss):
+    learner = compile(model, D_RTRL, data[0][0], batch_size=3)
+    with jax.set_mesh(jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Explicit,))):
+        xs = jax.device_put(data[0], jax.sharding.PartitionSpec(None, "batch"))
+        with pytest.raises(NotSupportedError, match=r"AxisType\.Auto"):
+            compile(model, D_RTRL, xs[0], batch_size=3)
+        with pytest.raises(NotSupportedError, match="explicit mesh axes"):
+            learner.etrace_grad(xs, data[1], step_fn=lambda x, y: loss(learner(x), y))
 
 
 def test_a_model_without_marks_is_told_how_to_mark(model):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from braintrace_algos import D_RTRL, EProp, LearnerError, LearnerTypeError, Truncate, compile
-from braintrace_compiler import Omission
+from braintrace_compiler import ControlFlowPolicy, Omission
 from braintrace_primitives import conv, embedding, lora_matmul, matmul
 
 B, T = 2, 11
@@ -190,6 +190,69 @@ def test_the_reported_norm_bounds_what_is_left_out(fold, R):
         size = np.sqrt((past**2).sum((0, 3))).reshape(-1)
         bound += float(trace.left_out) * (np.linalg.norm(signal, axis=0) * size).sum()
     assert 1e-3 * bound < np.linalg.norm(missing) <= bound
+
+
+class Uses(brainstate.nn.Module):
+    """One weight in several places of a step: added up, in a loop, scaled, and in a group of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState(normal(1, 40, 12))
+
+    def init_state(self, batch_size=None):
+        lead = () if batch_size is None else (batch_size,)
+        self.v, self.u = (brainstate.HiddenState(jnp.zeros((*lead, 12))) for _ in range(2))
+
+    def step(self, h, x, w):
+        v, u = (jax.nn.sigmoid(state) * state for state in h)
+        v = v + matmul(x, w) + jnp.tanh(matmul(jnp.tanh(x + 1), w)) + matmul(x, 0.5 * w)
+        return v, jax.lax.fori_loop(0, 2, lambda k, u: 0.5 * jnp.tanh(u) + matmul(jnp.sin(x + k), w), u)
+
+    def update(self, x):
+        self.v.value, self.u.value = self.step((self.v.value, self.u.value), x, self.w.value)
+        return self.v.value + 2 * self.u.value
+
+
+@functools.cache
+def credit_of_uses(of_loss):
+    """Derivative of the value of step t by a weight that acts at step s only, (T, T, I, O)."""
+    model, xs, start = Uses(), sequence("matmul"), jnp.zeros((B, 12))
+
+    def values(ws):
+        def body(h, step):
+            h = model.step(h, *step)
+            return h, loss(h[0] + 2 * h[1]) if of_loss else (h[0] + h[1]).sum()
+
+        return jax.lax.scan(body, (start, start), (xs, ws))[1]
+
+    return np.asarray(jax.jit(jax.jacrev(values))(jnp.broadcast_to(model.w.value, (T, 40, 12))))
+
+
+def of_pairs(credit, counts):
+    return sum(credit[t - 1, s - 1] for t in range(1, T + 1) for s in range(1, t + 1) if counts(t, s))
+
+
+@pytest.mark.parametrize("unroll_limit", [32, 1])
+def test_several_uses_of_a_weight(unroll_limit, distance):
+    options = {"carry": Truncate(2), "control_flow": ControlFlowPolicy(unroll_limit=unroll_limit)}
+    learner, found = learned(Uses(), sequence("matmul"), fold=3, **options)
+    assert distance(found, of_pairs(credit_of_uses(True), kept(3, 2))) < 1e-5
+    assert distance(found, of_pairs(credit_of_uses(True), lambda t, s: True)) > 1e-2
+    assert len(learner.truncation.traces) == 3
+
+
+def test_modulated_traces(distance):
+    """Over a sequence, and by calls of one's own, where the current step is one of the R."""
+    xs, m = sequence("matmul"), jax.random.normal(jax.random.key(9), (T,))
+    credit = m[:, None, None, None] * credit_of_uses(False)
+    learner = compile(Uses(), "three_factor", xs[0], batch_size=B, carry=Truncate(2), fold=3)
+    found = learner.etrace_grad(xs, m, step_fn=lambda x, m: loss(learner(x, modulator=m)), reduction="sum")["w",]
+    assert distance(found, of_pairs(credit, kept(3, 2))) < 1e-5
+    assert distance(found, of_pairs(credit, lambda t, s: True)) > 1e-2
+    learner.reset_state()
+    gradient = brainstate.transform.grad(lambda x, m: loss(learner(x, modulator=m)), learner.param_states)
+    found = sum(gradient(*step)["w",] for step in zip(xs, m, strict=True))
+    assert distance(found, of_pairs(credit, lambda t, s: s > t - 2)) < 1e-5
 
 
 def test_short_sequences_lose_nothing(distance):

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import DATA, Arguments, CompilationWarning
+from braintrace_compiler import DATA, Arguments, CompilationWarning, NotSupportedError
 from braintrace_primitives._jax_compat import Literal
+from braintrace_primitives._sharding import explicit_spec
 
 from ._errors import LearnerError, LearnerTypeError
 from ._plan import Plan
@@ -39,6 +40,19 @@ def check_decay(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
         raise LearnerError(f"`{name}` must be a decay.", found=repr(value), expected="a number in [0, 1)")
     return float(value)
+
+
+def refuse_explicit_axes(values: Any) -> None:
+    """Refuse arrays that are sharded over mesh axes of type Explicit: traces start without a sharding in their type."""
+    specs = (explicit_spec(leaf) for leaf in jax.tree.leaves(values))
+    spec = next((s for s in specs if s is not None and any(axis is not None for axis in s)), None)
+    if spec is not None:
+        raise NotSupportedError(
+            "A learner takes no arrays that are sharded over explicit mesh axes.",
+            found=f"an array sharded {spec}",
+            expected="mesh axes of type Auto or, inside jax.shard_map, Manual",
+            fix="make the mesh with axis_types=(jax.sharding.AxisType.Auto, ...); results and placement are the same",
+        )
 
 
 def describe(value: Any) -> str:

@@ -19,7 +19,7 @@ from braintrace_compiler import (
     compile_etrace_graph,
 )
 
-from ._checks import describe
+from ._checks import describe, refuse_explicit_axes
 from ._config import ConfiguredLearner, ETraceConfig
 from ._errors import LearnerError, LearnerTypeError, UnknownAlgorithmError
 from ._learner import OnlineLearner
@@ -135,6 +135,7 @@ def compile(
         raise LearnerTypeError("vmap=True maps a model over a batch.", expected="batch_size=<number of copies>")
     arguments, data = Arguments.split(example_inputs, kwargs or {})
     data = [jnp.asarray(x) for x in data]
+    refuse_explicit_axes(data)
     examples, keywords = arguments.join([_one_of(x, batch_size) for x in data] if vmap else data)
     if seed is not None:
         brainstate.random.seed(seed)

@@ -11,7 +11,7 @@ import numpy as np
 
 from braintrace_primitives._jax_compat import under_trace
 
-from ._checks import check_choice, check_state_shapes, check_steps, describe
+from ._checks import check_choice, check_state_shapes, check_steps, describe, refuse_explicit_axes
 from ._chunks import ChunkDriver
 from ._driver import GradientDriver
 from ._errors import LearnerError, LearnerTypeError
@@ -217,6 +217,7 @@ def sequence_length(sequences: Sequence[Any]) -> int:
             found=", ".join(describe(leaf) for leaf in leaves),
             expected="leading axes of the same length T >= 1",
         )
+    refuse_explicit_axes(leaves)
     return lengths.pop()
 
 
