@@ -16,13 +16,23 @@ def step(learner, loss):
     return lambda x, y: loss(learner(x), y)
 
 
-@pytest.mark.parametrize("to_host", [np.asarray, lambda v: v])
-def test_a_stream_learns_as_one_sequence_does(learner, step, data, distance, to_host):
+@pytest.mark.parametrize("algorithm", ["d_rtrl", "uoro", "dni"])
+def test_a_stream_learns_as_one_sequence_does(algorithm, recurrent_model, data, loss, distance):
+    """So do the noise of UORO and the synthetic gradient of DNI, which go on from block to block."""
+    options = {"d_rtrl": {}, "uoro": {"vmap": True}, "dni": {"window": 2}}[algorithm]
+    learner = compile(recurrent_model, algorithm, data[0][0], batch_size=data[0].shape[1], **options)
+    to_host = np.asarray if algorithm == "d_rtrl" else lambda v: v
+    started = learner.etraces.value
+
+    def step(x, y):
+        return loss(learner(x), y)
+
     initial = {path: s.value for path, s in learner.param_states.items()}
     optimizer = optax.adam(1e-2)
     whole = learner.etrace_train(*data, step_fn=step, optimizer=optimizer, update_every=2)
     expected = {path: s.value for path, s in learner.param_states.items()}
     learner.reset_state()
+    learner.etraces.value = started
     learner.init_optimizer(optimizer)
     for path, value in initial.items():
         learner.param_states[path].value = value

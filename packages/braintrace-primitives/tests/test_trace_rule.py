@@ -144,6 +144,15 @@ def test_steps_are_summed_whatever_the_number_of_axes(primitive, weights, params
     assert np.allclose(_vmapped_twice(last)(MANY, FEW), WANTED, atol=1e-4)
 
 
+def test_an_operation_of_one_s_own_is_summed_whatever_the_number_of_axes():
+    """With jaxlib 0.10.2 sums over all axes at once end in a segmentation fault on CPU."""
+    rule, weights = bp.GenericTraceRule(lambda x, weights, params: x * weights["gain"]), {"gain": jnp.ones((2, 3))}
+    xs, factors = normal(4, 7, 5, 2, 3), normal(4, 7, 5, 2, 2, 3)
+    added = jax.vmap(jax.vmap(lambda xs, factors: rule.accumulate(xs, factors, weights, {})["gain"]))
+    want = np.einsum("abtij,abtsij,ik,jl->absijkl", xs, factors, np.eye(2), np.eye(3))
+    assert np.allclose(jax.jit(added)(xs, factors), want, atol=1e-4)
+
+
 def test_states_are_summed_whatever_the_number_of_axes():
     rule, weights = bp.get_primitive_spec(bp.etp_elemwise_p).trace_rule, {"weight": jnp.ones((2, 3, 8, 8))}
 

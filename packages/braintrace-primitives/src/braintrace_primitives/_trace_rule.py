@@ -189,12 +189,17 @@ class GenericTraceRule(TraceRule):
         seen = (factors,) if xs is None else (factors, xs)
         weights = {n: varying_like(w.astype(jnp.result_type(w, factors)), *seen) for n, w in weights.items()}
         states, shape = factors.shape[1], factors.shape[2:]
-        basis = jnp.eye(math.prod(shape), dtype=factors.dtype).reshape(math.prod(shape), *shape)
+        size = math.prod(shape)
+        basis = jnp.tile(jnp.eye(size, dtype=factors.dtype).reshape(size, *shape), (states, *(1,) * len(shape)))
 
-        def row(one_hot, factor):
-            return self.pullback(xs, weights, one_hot * factor, params)
+        def step(x, factor):
+            def row(one_hot, of_state):
+                return self.pullback(None if x is None else x[None], weights, (one_hot * of_state)[None], params)
 
-        rows = jax.vmap(jax.vmap(row, in_axes=(0, None)), in_axes=(None, 1))(basis, factors)
+            return jax.vmap(row)(basis, jnp.repeat(factor, size, 0))
+
+        # One step after the other, and one axis for all rows: so few axes keep clear of what `over_states` tells.
+        rows = step(None, sum_leading(factors, 1)) if xs is None else over_time(step, xs, factors)
         return {name: rows[name].reshape(states, *shape, *w.shape) for name, w in weights.items()}
 
     def decay(self, trace, blocks, params):
@@ -243,6 +248,17 @@ def sum_leading(terms: Any, count: int) -> Any:
         cpu=lambda terms: jnp.tensordot(jnp.ones(terms.shape[:count], terms.dtype), terms, count),
         default=lambda terms: terms.sum(tuple(range(count))),
     )
+
+
+def over_time(term: Callable[..., Any], xs: Any, gs: Any) -> Any:
+    """``sum_t term(xs[t], gs[t])`` in the memory of one step."""
+    if not len(xs):
+        return jax.tree.map(jnp.zeros_like, term(*(jnp.zeros(a.shape[1:], a.dtype) for a in (xs, gs))))
+
+    def add(total, pair):
+        return jax.tree.map(operator.add, total, term(*pair)), None
+
+    return jax.lax.scan(add, term(xs[0], gs[0]), (xs[1:], gs[1:]))[0]
 
 
 def cast_like(value: Any, weight: Any) -> Any:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -13,7 +12,7 @@ from jax.sharding import PartitionSpec
 from braintrace_primitives._primitive import register_primitive, trainables_with_bias
 from braintrace_primitives._sharding import explicit_spec, explicit_specs, in_auto_axes
 from braintrace_primitives._sparsity import SparsityPattern
-from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
+from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, over_time, sum_leading
 
 from ._elementwise import add_copies
 from ._operands import applied, linear_operands, misfit, require_bias, require_trailing
@@ -37,7 +36,7 @@ class SparseTraceRule(TraceRule):
 
     def accumulate(self, xs, factors, weights, params):
         pattern, xs = params["sparse_mat"], in_precision_of(factors, xs)
-        added = _over_time(lambda x, f: x[..., pattern.rows] * f[..., pattern.cols], xs, factors)
+        added = over_time(lambda x, f: x[..., pattern.rows] * f[..., pattern.cols], xs, factors)
         return {"weight": added} | ({"bias": sum_leading(factors, 1)} if params["has_bias"] else {})
 
     def decay(self, trace, blocks, params):
@@ -61,19 +60,11 @@ def _gradients(xs, weights, gs, params):
     if pattern.nnz >= _DENSE_SHARE * pattern.shape[0] * pattern.shape[1]:
         grad = jnp.einsum("tbi,tbo->io", flat_x, flat_g)[pattern.rows, pattern.cols]
     else:
-        grad = _over_time(lambda x, g: (x.T[pattern.rows] * g.T[pattern.cols]).sum(1), flat_x, flat_g)
+        grad = over_time(lambda x, g: (x.T[pattern.rows] * g.T[pattern.cols]).sum(1), flat_x, flat_g)
     grads = {"weight": cast_like(grad, data)}
     if params["has_bias"]:
         grads["bias"] = cast_like(flat_g.sum((0, 1)), weights["bias"])
     return grads
-
-
-def _over_time(term, xs, gs):
-    """``sum_t term(xs[t], gs[t])`` in the memory of one step."""
-    if not len(xs):
-        return jnp.zeros_like(term(*(jnp.zeros(a.shape[1:], a.dtype) for a in (xs, gs))))
-    first = term(xs[0], gs[0])
-    return jax.lax.scan(lambda total, pair: (total + term(*pair), None), first, (xs[1:], gs[1:]))[0]
 
 
 def _sparse_matmul(x, data, bias=None, *, sparse_mat, has_bias):
