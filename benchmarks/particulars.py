@@ -63,32 +63,41 @@ class Leaky(brainstate.nn.Module):
 
 
 def shell(rounds: int) -> list[tuple[Any, ...]]:
-    """Microseconds of a call through the learner and through its functional face, of a model that costs nothing."""
+    """Microseconds of a call by the ways to make it, and of a step over the functional face, for a model that costs
+    nothing."""
     xs, learner = jnp.ones((STEPS, 1, 2)), braintrace.compile(Leaky(2, 3), "d_rtrl", jnp.ones((1, 2)), batch_size=1)
     face = learner.functional()
     params, state = face.init()
     step = jax.jit(face.step)
     fold = jax.jit(lambda params, state, xs: face.fold(params, state, xs, loss=jnp.sum))
-    shelled = brainstate.transform.jit(learner)
+    changing = [*learner.hidden_states.values(), learner.etraces, learner.running_index]
+
+    def touch(x: Any) -> Any:
+        for held in (*learner.param_states.values(), *changing):
+            _ = held.value
+        for held in changing:
+            held.value = jax.tree.map(jnp.zeros_like, held.value)
+        return x
 
     def loss(x: Any) -> Any:
         return learner(x).sum()
 
-    found = medians(
-        {
-            "step": lambda: shelled(xs[0]),
-            "step, face": lambda: step(params, state, xs[0]),
-            "sequence": lambda: learner.etrace_grad(xs, step_fn=loss),
-            "sequence, face": lambda: fold(params, state, xs),
-        },
-        rounds,
-        20,
-    )
-    rows = []
-    for name, steps in (("step", 1), ("sequence", STEPS)):
-        own, face_s = found[name], found[f"{name}, face"]
-        rows.append((name, f"{1e6 * own:.0f}", f"{1e6 * face_s:.0f}", f"{1e6 * (own - face_s) / steps:.2f}"))
-    return rows
+    shelled, touched, x = brainstate.transform.jit(learner), brainstate.transform.jit(touch), xs[0]
+    ways = {
+        "step: functional face, `jax.jit`": (1, lambda: step(params, state, x)),
+        "step: `learner(x)`": (1, lambda: learner(x)),
+        "step: `brainstate.transform.jit(learner)`": (1, lambda: shelled(x)),
+        "no step: the same states read and written by `brainstate.transform.jit`": (1, lambda: touched(x)),
+        "sequence: functional face, `jax.jit`": (STEPS, lambda: fold(params, state, xs)),
+        "sequence: `etrace_grad`": (STEPS, lambda: learner.etrace_grad(xs, step_fn=loss)),
+        "sequence: `etrace_evolve`": (STEPS, lambda: learner.etrace_evolve(xs)),
+    }
+    found = medians({name: call for name, (_, call) in ways.items()}, rounds, 20)
+    least = {steps: next(found[name] for name, (n, _) in ways.items() if n == steps) for steps in (1, STEPS)}
+    return [
+        (name, f"{1e6 * found[name]:.0f}", f"{1e6 * (found[name] - least[steps]) / steps:.1f}")
+        for name, (steps, _) in ways.items()
+    ]
 
 
 def connections(rounds: int, units: int = UNITS) -> list[tuple[Any, ...]]:
@@ -150,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks.particulars", description=__doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
     rounds = options.parse_args(arguments).rounds
-    columns = ("call", "learner, µs", "functional face, µs", "difference per step, µs")
+    columns = ("call", "µs", "per step over the functional face, µs")
     print(table(f"The shell, sequences of {STEPS} steps", columns, shell(rounds)))
     columns = ("share of connections", "weights", "traces, MB", "ms")
     print(table(f"Connections, {UNITS} x {UNITS}, B{BATCH} T{STEPS}", columns, connections(rounds)))

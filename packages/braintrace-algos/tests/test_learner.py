@@ -1,10 +1,13 @@
+import copy
+
 import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from braintrace_algos import D_RTRL, LearnerError, LearnerTypeError, compile
+from braintrace_algos import D_RTRL, LearnerError, LearnerTypeError, MultiStepData, _learner, _windows, compile
+from braintrace_primitives import matmul
 
 
 def test_gradients_of_single_calls_add_up_to_bptt_where_the_rule_is_exact(model, data, loss, bptt, distance):
@@ -166,6 +169,93 @@ def test_another_batch_size_is_refused_at_reset(model, data):
 def test_states_of_another_shape_are_named(model, data):
     xs, _ = data
     learner = compile(model, D_RTRL, xs[0], batch_size=xs.shape[1])
+    learner(xs[0])
+    traces, steps = learner.etraces.value, learner.running_index.value
     compile(model, D_RTRL, xs[0, 0])
     with pytest.raises(LearnerError, match="state g"):
         learner(xs[0])
+    assert learner.etraces.value is traces
+    assert learner.running_index.value is steps
+    learner.reset_state()
+    learner(xs[0])
+
+
+class Noisy(brainstate.nn.Module):
+    """A leaky layer that is driven at random and counts its steps, with an input scale that it never changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.unused = brainstate.ParamState(jnp.ones((4, 3))), brainstate.ParamState(jnp.ones(2))
+        self.scale = brainstate.ShortTermState(jnp.full((3,), 0.5))
+
+    def init_state(self, batch_size=None):
+        self.h, self.count = (
+            brainstate.HiddenState(jnp.zeros((batch_size, 3))),
+            brainstate.ShortTermState(jnp.zeros(())),
+        )
+
+    def update(self, x):
+        drive = matmul(x, self.w.value) * self.scale.value + brainstate.random.normal(size=(3,))
+        self.h.value, self.count.value = 0.9 * self.h.value + jnp.tanh(drive), self.count.value + 1
+        return {"h": self.h.value, "count": self.count.value}
+
+
+def test_a_call_outside_of_jit_is_one_inside_and_traced_once_for_each_kind_of_input(data, monkeypatch):
+    xs, _ = data
+    traced = []
+    monkeypatch.setattr(_learner, "check_state_shapes", lambda plan: traced.append(plan))
+
+    def run(call):
+        learner = compile(Noisy(), D_RTRL, xs[0], batch_size=xs.shape[1], seed=0)
+        out = [call(learner, x) for x in (*xs[:3], np.asarray(xs[3]))]
+        count = len(traced)
+        learner.model.w.value, learner.model.h.value = jnp.zeros((4, 3)), np.ones((3, 3), np.float32)
+        out.append(call(learner, np.asarray(xs[4])))
+        held = [leaf for state in learner.states().values() for leaf in jax.tree.leaves(state.value)]
+        held = [jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in held]
+        return (out, held, jax.random.key_data(brainstate.random.DEFAULT.value)), count
+
+    def interpreted(learner, x):
+        with jax.disable_jit():
+            return learner(x)
+
+    outside, count = run(lambda learner, x: learner(x))
+    assert count == 1
+    for other in (lambda learner, x: brainstate.transform.jit(learner)(x), interpreted):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), outside, run(other)[0])
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, brainstate.graph.clone])
+def test_clones_of_a_learner_that_was_used_have_states_of_their_own(data, clone):
+    xs, _ = data
+    learner = compile(Noisy(), D_RTRL, xs[0], batch_size=xs.shape[1])
+    used = learner
+
+    def step(x):
+        return used(x)["h"].sum()
+
+    learner(xs[0])
+    learner.etrace_grad(xs, step_fn=step)
+    used, before = clone(learner), learner.model.h.value
+    used(xs[1])
+    used.etrace_grad(xs, step_fn=step)
+    assert learner.model.h.value is before
+    T = len(xs)
+    assert (int(learner.running_index.value), int(used.running_index.value)) == (1 + T, 2 + 2 * T)
+
+
+def test_windows_and_sequences_without_gradient_are_compiled_once(model, data, monkeypatch):
+    xs, _ = data
+    learner = compile(model, D_RTRL, xs[0], batch_size=xs.shape[1])
+    steps = []
+    run_step = _windows.run_step
+    monkeypatch.setattr(_windows, "run_step", lambda *args: steps.append(None) or run_step(*args))
+    first = learner(MultiStepData(xs))
+    count = len(steps)
+    learner.reset_state()
+    np.testing.assert_array_equal(learner(MultiStepData(xs)), first)
+    learner.reset_state()
+    np.testing.assert_allclose(learner.etrace_evolve(xs, return_outputs=True), first, rtol=1e-5)
+    assert learner.etrace_evolve(xs) is None
+    assert len(steps) == count > 0
+    assert int(learner.running_index.value) == 2 * len(xs)

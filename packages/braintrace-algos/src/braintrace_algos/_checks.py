@@ -66,11 +66,14 @@ def check_arguments(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     """The data among the arguments of one step, if they are shaped as those the model was compiled with."""
     minfo = plan.graph.module_info
     found, leaves = Arguments.split(args, kwargs)
-    _check_static(minfo.arguments, found)
+    if found != minfo.arguments:
+        _check_static(minfo.arguments, found)
     for i, (leaf, var) in enumerate(zip(leaves, minfo.arg_invars, strict=True)):
         shape = tuple(var.aval.shape) if plan.batch is None else (plan.batch, *var.aval.shape)
+        leaf = leaves[i] = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+        if leaf.shape == shape and leaf.dtype == var.aval.dtype:
+            continue
         expected = jax.ShapeDtypeStruct(shape, var.aval.dtype)
-        leaf = leaves[i] = jnp.asarray(leaf)
         where = f"learner(*args), input {i}"
         if leaf.shape != shape:
             raise LearnerError(
@@ -80,16 +83,15 @@ def check_arguments(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
                 expected=describe(expected),
                 fix=_shape_advice(leaf.shape, shape),
             )
-        if leaf.dtype != expected.dtype:
-            if not jnp.issubdtype(expected.dtype, jnp.inexact) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-                raise LearnerTypeError(
-                    "An input of the step has another dtype than the one the model was compiled with.",
-                    where=where,
-                    found=describe(leaf),
-                    expected=describe(expected),
-                    fix=f"convert it: x.astype({jnp.dtype(expected.dtype).name!r})",
-                )
-            leaves[i] = leaf.astype(expected.dtype)
+        if not jnp.issubdtype(expected.dtype, jnp.inexact) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise LearnerTypeError(
+                "An input of the step has another dtype than the one the model was compiled with.",
+                where=where,
+                found=describe(leaf),
+                expected=describe(expected),
+                fix=f"convert it: x.astype({jnp.dtype(expected.dtype).name!r})",
+            )
+        leaves[i] = leaf.astype(expected.dtype)
     return leaves
 
 
@@ -103,12 +105,12 @@ def _check_static(expected: Arguments, found: Arguments) -> None:
             expected=str(expected.tree),
             fix="call the learner as the model was called in compile(model, algorithm, *example_inputs, kwargs={...})",
         )
-    for name, was, now in zip(expected.names(), expected.leaves, found.leaves, strict=True):
+    for i, (was, now) in enumerate(zip(expected.leaves, found.leaves, strict=True)):
         if was is now or (DATA not in (was, now) and was == now):
             continue
         raise LearnerTypeError(
             "A static argument of the step has another value than the one the model was compiled for.",
-            where=f"learner(*args), {name}",
+            where=f"learner(*args), {expected.names()[i]}",
             found="an array or a number" if now is DATA else repr(now),
             expected="an array or a number" if was is DATA else repr(was),
             fix="pass what was passed to compile: a bool is static, jnp.asarray(bool) is data"

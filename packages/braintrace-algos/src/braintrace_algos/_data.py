@@ -70,6 +70,8 @@ def unwrap(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, .
         If some arguments are windows and others are not.
     """
     given = [*args, *kwargs.values()]
+    if not any(isinstance(arg, (SingleStepData, MultiStepData)) for arg in given):
+        return tuple(args), dict(kwargs), False
     is_window = any(isinstance(arg, MultiStepData) for arg in given)
     data = [arg for arg in given if any(map(is_data, jax.tree.leaves(arg)))]
     if is_window and not all(isinstance(arg, MultiStepData) for arg in data):

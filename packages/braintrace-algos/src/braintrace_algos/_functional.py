@@ -1,5 +1,6 @@
 """From functions that read and write brainstate states to pure functions."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from braintrace_primitives._jax_compat import eval_jaxpr, make_jaxpr_without_con
 
 def purify(
     function: Callable[..., Any], *args: Any
-) -> tuple[Callable[..., tuple[Any, list[Any]]], tuple[brainstate.State, ...]]:
+) -> tuple[Callable[..., tuple[Any, list[Any]]], tuple[brainstate.State, ...], tuple[bool, ...]]:
     """Trace a stateful function once.
 
     Parameters
@@ -27,11 +28,14 @@ def purify(
         ``pure(values, *args) -> (output, new values)`` where `values` holds one pytree for each state.
     tuple of brainstate.State
         The states that the function touches.
+    tuple of bool
+        Which of them it writes.
     """
     stateful = brainstate.transform.StatefulFunction(function, return_only_write=False, name="braintrace")
     stateful.make_jaxpr(*args)
     program, consts = make_jaxpr_without_consts(stateful.get_jaxpr(*args))
     states = tuple(stateful.get_states(*args))
+    written = {id(state) for state in stateful.get_write_states(*args)}
     tree = jax.tree.structure(stateful.get_out_shapes(*args))
 
     def pure(values: Sequence[Any], *args: Any) -> tuple[Any, list[Any]]:
@@ -39,7 +43,7 @@ def purify(
         output, new = jax.tree.unflatten(tree, leaves)
         return output, list(new)
 
-    return pure, states
+    return pure, states, tuple(id(state) in written for state in states)
 
 
 class StatefulProgram:
@@ -61,7 +65,7 @@ class StatefulProgram:
     """
 
     def __init__(self, function: Callable[..., Any], parameters: dict[Any, brainstate.State], *args: Any):
-        self._pure, self._states = purify(function, *args)
+        self._pure, self._states, _ = purify(function, *args)
         self.parameters = parameters
         path_of = {id(state): path for path, state in parameters.items()}
         self._paths = [path_of.get(id(s)) for s in self._states]
@@ -88,7 +92,51 @@ class StatefulProgram:
         return self._shapes == self._present_shapes()
 
     def _present_shapes(self) -> Any:
-        return [
-            (jax.tree.structure(s.value), [(jnp.shape(v), jnp.result_type(v)) for v in jax.tree.leaves(s.value)])
-            for s in self._states
-        ]
+        return [_shapes(*jax.tree.flatten(state.value)) for state in self._states]
+
+
+def _shapes(leaves: list[Any], tree: Any) -> Any:
+    arrays = (v if isinstance(v, jax.Array) else jax.ShapeDtypeStruct(jnp.shape(v), jnp.result_type(v)) for v in leaves)
+    return tree, [(v.shape, v.dtype) for v in arrays]
+
+
+class CompiledCall:
+    """A stateful function of arrays, compiled for calls outside of any JAX trace.
+
+    Like one under ``brainstate.transform.jit``, but what it is compiled for is looked up by JAX alone, every state is
+    read once, and what checks the function makes are made when it is traced.
+
+    Parameters
+    ----------
+    function : callable
+        Of arrays; what else it reads must be fixed, or a state.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self._traced: Any = None
+        self._states: tuple[brainstate.State, ...] = ()
+        self._written: list[brainstate.State] = []
+        self._run = jax.jit(self._pure)
+
+    def __call__(self, *args: Any) -> Any:
+        if not self._states:
+            self._traced, self._states, written = purify(self._function, *args)
+            self._written = list(itertools.compress(self._states, written))
+        out, new = self._run([state.value for state in self._states], args)
+        for state, value in zip(self._written, new, strict=True):
+            state.value = value
+        return out
+
+    def _pure(self, values: Sequence[Any], args: Any) -> tuple[Any, list[Any]]:
+        """Traced anew for each combination of shapes, dtypes and settings: what was traced serves the first one."""
+        traced, self._traced = self._traced, None
+        if traced is None:
+            traced, _, _ = purify(self._function, *args)
+        out, new = traced(values, *args)
+        written = {id(state) for state in self._written}
+        return out, [value for state, value in zip(self._states, new, strict=True) if id(state) in written]
+
+    def fits(self) -> bool:
+        """Always: states of other shapes are traced anew."""
+        return True

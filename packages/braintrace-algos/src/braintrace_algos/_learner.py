@@ -34,8 +34,9 @@ class ETraceState(brainstate.ShortTermState):
 class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn.Module):
     """Base class of the online learners; made by `compile`.
 
-    Calling a learner runs one time step of its model. Under ``brainstate.transform.grad`` the parameters get the
-    online gradient of that step: the exact derivative at fixed h^{t-1}, plus q · ε from the past.
+    Calling a learner runs one time step of its model, compiled also where no ``jit`` surrounds the call. Under
+    ``brainstate.transform.grad`` the parameters get the online gradient of that step: the exact derivative at fixed
+    h^{t-1}, plus q · ε from the past.
 
     Parameters
     ----------
@@ -229,15 +230,18 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         pytree
             The model's output; the outputs of all steps, stacked, where a window is given.
         """
-        for state in self.param_states.values():
-            _ = state.value  # brainstate gives a gradient only for what was read; an unused parameter's is zero
+        if under_trace():
+            for state in self.param_states.values():
+                _ = state.value  # brainstate gives a gradient only for what was read; an unused parameter's is zero
         args, kwargs, is_window = unwrap(args, kwargs)
         if is_window:
             return run_window(self, args, kwargs)
-        leaves = check_arguments(self.plan, args, kwargs)
+        return self._compiled("step", self._step, *check_arguments(self.plan, args, kwargs))
+
+    def _step(self, *leaves: Any) -> Any:
         check_state_shapes(self.plan)
         record = active_recording(self)
-        result = self._online_step(leaves) if record is None else self._recorded_step(record, leaves)
+        result = self._online_step(list(leaves)) if record is None else self._recorded_step(record, list(leaves))
         for info, values in zip(self.plan.states, result.states, strict=True):
             if info.kind is not StateKind.PARAMETER:
                 info.state.value = jax.tree.unflatten(info.treedef, values)

@@ -15,6 +15,7 @@ from ._checks import check_choice, check_state_shapes, check_steps, describe, re
 from ._chunks import ChunkDriver
 from ._driver import GradientDriver
 from ._errors import LearnerError, LearnerTypeError
+from ._functional import CompiledCall
 from ._plan import Plan
 from ._progress import Progress
 from ._sizes import tape_bytes, tree_bytes
@@ -88,15 +89,15 @@ class SequenceDrivers:
         check_choice("reduction", reduction, ("mean", "sum"))
         check_choice("loss_output", loss_output, ("per_step", "masked", "scalar"))
         check_state_shapes(self.plan)
-        sequences = jax.tree.map(jnp.asarray, sequences)
+        sequences = jax.tree.map(as_array, sequences)
         T = sequence_length(sequences)
-        mask = check_mask(mask, T)
+        is_full, mask = mask is None, check_mask(mask, T)
         if chunk_size is not None:
             check_steps("chunk_size", chunk_size)
         chunk = 1 if chunk_size is None else chunk_size
         chunked = chunk > 1
         length = min(chunk, T) if chunked else self._window_length(fold, T)
-        norm = jnp.maximum(mask.sum(), 1) if reduction == "mean" else 1.0
+        norm = 1.0 if reduction == "sum" else T if is_full else jnp.maximum(mask.sum(), 1)
 
         bar = Progress(T, type(self).__name__) if progress else None
         cls = ChunkDriver if chunked else GradientDriver
@@ -133,7 +134,7 @@ class SequenceDrivers:
         progress : bool
             Show a progress bar.
         """
-        sequences = jax.tree.map(jnp.asarray, sequences)
+        sequences = jax.tree.map(as_array, sequences)
         T = sequence_length(sequences)
         function: Any = self if step_fn is None else step_fn
         bar = Progress(T, "evolve") if progress else None
@@ -144,7 +145,12 @@ class SequenceDrivers:
                 bar.advance()
             return out if return_outputs else None
 
-        return brainstate.transform.for_loop(body, sequences)
+        def evolve(*sequences):
+            return brainstate.transform.for_loop(body, sequences)
+
+        if step_fn is None and bar is None:
+            return self._compiled(("evolve", return_outputs), evolve, *sequences)
+        return evolve(*sequences)
 
     def _window_length(self, fold: int | str | None, T: int) -> int:
         if self.vjp_method == "multi-step":
@@ -163,12 +169,20 @@ class SequenceDrivers:
         if under_trace():
             return make()
         settings: Any = jax.config
-        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(sequences))
-        key = (step_fn, options, bar is not None, jax.tree.structure(sequences), shapes, settings.jax_enable_x64)
+        leaves, tree = jax.tree.flatten(sequences)
+        shapes = tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
+        key = (id(self), step_fn, options, bar is not None, shapes, settings.jax_enable_x64)
         driver = self._drivers.get(key, make)
         if bar is not None:
             driver.bar.begin()
         return driver
+
+    def _compiled(self, key: Any, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(*args)``, by a compiled program kept under `key` unless the call is part of a JAX trace."""
+        settings: Any = jax.config
+        if under_trace() or settings.jax_disable_jit:
+            return function(*args)
+        return self._drivers.get((id(self), key), lambda: CompiledCall(function))(*args)
 
 
 class DriverCache:
@@ -177,6 +191,9 @@ class DriverCache:
     def __init__(self, size: int = 16):
         self._size, self._kept = size, {}
         self._measured: tuple[Plan, tuple[int, int]] | None = None
+
+    def __deepcopy__(self, memo: Any) -> "DriverCache":
+        return DriverCache(self._size)  # what is kept belongs to the states of the learner that is copied
 
     def sizes(self, plan: Plan) -> tuple[int, int]:
         """Bytes of the traces of `plan`, and of what one step leaves on the tape."""
@@ -192,6 +209,11 @@ class DriverCache:
         if len(self._kept) > self._size:
             self._kept.pop(next(iter(self._kept)))
         return self._kept[key]
+
+
+def as_array(leaf: Any) -> Any:
+    """A leaf of the data as an array of JAX."""
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
 def sequence_length(sequences: Sequence[Any]) -> int:
@@ -224,7 +246,7 @@ def sequence_length(sequences: Sequence[Any]) -> int:
 def check_mask(mask: Any, T: int) -> Any:
     """Weights of the steps as an array of shape (T,)."""
     if mask is None:
-        return jnp.ones(T)
+        return np.ones(T, jnp.result_type(float))
     mask = jnp.asarray(mask)
     if mask.shape != (T,):
         raise LearnerError("The mask weighs time steps.", where="mask", found=describe(mask), expected=f"shape ({T},)")

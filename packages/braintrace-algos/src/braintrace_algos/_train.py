@@ -14,7 +14,7 @@ from ._driver import GradientDriver, scan_windows
 from ._errors import LearnerError
 from ._optimizers import TransformationRule, UpdateRule, update_rule
 from ._progress import Progress
-from ._sequence import SequenceDrivers, check_mask, sequence_length
+from ._sequence import SequenceDrivers, as_array, check_mask, sequence_length
 
 Callback = Callable[[int, float], Any]
 """Called with the number of time steps done and the mean loss since the last update."""
@@ -193,7 +193,7 @@ class Training(SequenceDrivers):
         check_choice("reduction", reduction, ("mean", "sum"))
         check_steps("update_every", update_every)
         check_state_shapes(self.plan)
-        sequences = jax.tree.map(jnp.asarray, sequences)
+        sequences = jax.tree.map(as_array, sequences)
         T = sequence_length(sequences)
         masked = mask is not None
         mask = check_mask(mask, T)

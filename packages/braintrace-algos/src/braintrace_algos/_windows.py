@@ -1,5 +1,6 @@
 """A window of K steps as one differentiable call of a learner."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,16 +36,15 @@ def run_window(learner: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         )
     arguments, data = Arguments.split(args, kwargs)
     data = [jnp.asarray(v) for v in data]
-    K = sequence_length(data)
+    sequence_length(data)
     first = check_arguments(learner.plan, *arguments.join([v[0] for v in data]))
     leaves = [v.astype(one.dtype) for v, one in zip(data, first, strict=True)]
-    outputs = _window(learner, leaves)
-    learner.running_index.value = learner.running_index.value + K
-    return jax.tree.unflatten(learner.graph.module_info.out_tree, outputs)
+    return learner._compiled("window", functools.partial(_window, learner), *leaves)
 
 
-def _window(learner: Any, leaves: list[Any]) -> list[Any]:
+def _window(learner: Any, *inputs: Any) -> Any:
     """The window's outputs, differentiable; hidden states and traces advance to its exit."""
+    leaves = list(inputs)
     plan, traces, stop = learner.plan, learner.etraces.value, jax.lax.stop_gradient
     run = _Differentiable(plan, learner.vjp_method == "single-step")
     theta = plan.parameter_leaves()
@@ -57,7 +57,8 @@ def _window(learner: Any, leaves: list[Any]) -> list[Any]:
     learner.etraces.value = run.fold(tape, *run.nothing(leaves), stop(traces), stop(weights), stop(theta), scale)[2]
     for info, of_state in zip(moving, new, strict=True):
         info.state.value = jax.tree.unflatten(info.treedef, of_state)
-    return outputs
+    learner.running_index.value = learner.running_index.value + leaves[0].shape[0]
+    return jax.tree.unflatten(learner.graph.module_info.out_tree, outputs)
 
 
 class _Differentiable:

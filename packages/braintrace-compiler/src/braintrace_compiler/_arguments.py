@@ -48,8 +48,8 @@ class Arguments(NamedTuple):
     def split(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple["Arguments", list[Any]]:
         """The call ``(*args, **kwargs)``, and its data."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
-        data = [leaf for leaf in leaves if is_data(leaf)]
-        return cls(tree, tuple(DATA if is_data(leaf) else leaf for leaf in leaves)), data
+        kinds = [DATA if is_data(leaf) else leaf for leaf in leaves]
+        return cls(tree, tuple(kinds)), [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind is DATA]
 
     def join(self, data: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments from the data."""
@@ -69,6 +69,8 @@ class Arguments(NamedTuple):
 
 def is_data(leaf: Any) -> bool:
     """Whether a leaf of the arguments is traced."""
+    if isinstance(leaf, jax.Array):
+        return True
     if isinstance(leaf, (bool, str)):
         return False
     return isinstance(leaf, (int, float, complex, np.generic)) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))

@@ -7,6 +7,7 @@ comparing versions. The sibling packages import these names from here and never 
 
 import pathlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
@@ -145,6 +146,10 @@ def is_traced(value: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
+with ThreadPoolExecutor(1) as _thread:  # this module may be imported inside a trace, but a new thread is in none
+    _NO_TRACE = _thread.submit(_core.get_opaque_trace_state).result()
+
+
 def under_trace() -> bool:
-    """Whether the caller runs inside a JAX trace (``jit``, ``scan``, ...)."""
-    return isinstance(jax.numpy.zeros(()), Tracer)
+    """Whether the caller runs inside a JAX trace (``jit``, ``scan``, ``vmap``, ``grad``, ...)."""
+    return _core.get_opaque_trace_state() != _NO_TRACE
