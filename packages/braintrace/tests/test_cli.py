@@ -1,5 +1,7 @@
 """The command line, as a person types it."""
 
+import importlib.metadata
+import re
 import subprocess
 import sys
 
@@ -55,6 +57,7 @@ def test_an_unknown_algorithm_lists_the_known_ones(capsys):
 
 def test_doctor_tells_a_wrong_gradient(monkeypatch, capsys):
     monkeypatch.setattr("braintrace._doctor.gradient_error", lambda: 0.3)
+    monkeypatch.setattr("braintrace._doctor.sums_are_right", lambda: True)
     assert main(["doctor"]) == 1
     assert "WRONG" in capsys.readouterr().out
 
@@ -62,8 +65,9 @@ def test_doctor_tells_a_wrong_gradient(monkeypatch, capsys):
 def test_doctor_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "braintrace", "doctor"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "online gradient" in done.stdout
-    assert "right" in done.stdout
+    assert re.search("online gradient +right", done.stdout)
+    faulty = importlib.metadata.version("jaxlib") in ("0.10.2", "0.11.0") and sys.platform == "linux"
+    assert re.search(f"sums on CPU +{'WRONG.*XLA_FLAGS' if faulty else 'right'}", done.stdout)
 
 
 def test_the_demo_gets_the_options(monkeypatch):

@@ -1,7 +1,10 @@
 """``python -m braintrace doctor``: what is installed, where it runs, and one gradient checked."""
 
 import importlib.metadata
+import os
 import platform
+import subprocess
+import sys
 from typing import Any
 
 import brainstate
@@ -79,6 +82,31 @@ def gradient_error(steps: int = 12, inputs: int = 3, units: int = 4) -> float:
     return float(jnp.linalg.norm(online["weight",] - whole) / jnp.linalg.norm(whole))
 
 
+SUMS = """
+import jax, jax.numpy as jnp
+a, b = jnp.ones((5, 7, 2, 2, 3, 8, 8)), jnp.ones((2, 2, 3, 8, 8))
+raise SystemExit(not (jax.jit(lambda a, b: (a * b).sum(2))(a, b) == 2).all())
+"""
+FAULTY_SUMS = (
+    "WRONG (github.com/jax-ml/jax/issues/39257): traces keep clear of them, sums of your own over many axes may not; "
+    "install jaxlib 0.12, or export XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type="
+)
+
+
+def sums_are_right(program: str = SUMS) -> bool:
+    """Whether XLA sums products of many axes rightly on CPU, found out in a process of its own, for it may crash.
+
+    Examples
+    --------
+    >>> sums_are_right("raise SystemExit(0)"), sums_are_right("import os; os.abort()")
+    (True, False)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, check=False
+    )
+    return run.returncode == 0
+
+
 def examine() -> tuple[str, bool]:
     """Gather what a bug report needs.
 
@@ -100,6 +128,7 @@ def examine() -> tuple[str, bool]:
         "backend": jax.default_backend(),
         "devices": ", ".join(map(str, jax.devices())),
         "online gradient": f"{'right' if healthy else 'WRONG'} (relative error {error:.1e} against BPTT)",
+        "sums on CPU": "right" if sums_are_right() else FAULTY_SUMS,
     }
     width = max(map(len, facts))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()), healthy
