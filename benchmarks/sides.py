@@ -16,6 +16,7 @@ from .regimes import Regime
 
 Maker = Callable[..., tuple[Callable[..., Any], tuple[Any, ...]]]
 LEARNING_RATE = 1e-3
+_LINE = 2**10
 
 
 def _plain_loss(regime: Regime, checkpoint: bool) -> Callable[..., jax.Array]:
@@ -142,7 +143,7 @@ def train(regime: Regime, trace_dtype: str | None = None):
 def stream(regime: Regime):
     """No gradient: a loop that reads and writes an array of the size of the traces, and does nothing else."""
     traces = jax.tree.leaves(compiled(regime, "d_rtrl").etraces.value)
-    size = sum(leaf.size for leaf in traces)
+    size = -(-sum(leaf.size for leaf in traces) // _LINE) * _LINE  # of other sizes XLA makes slower loops
 
     def run(held, xs, ys):
         return {}, jax.lax.scan(lambda held, x: (0.999 * held + x[0, 0], None), held, xs)[0]

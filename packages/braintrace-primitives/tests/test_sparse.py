@@ -75,6 +75,23 @@ def test_both_ways_of_summing_a_window_agree():
     assert jnp.allclose(got, want, atol=1e-5)
 
 
+def test_batches_with_many_entries_go_through_dense_products():
+    rule = bp.get_primitive_spec(bp.etp_sp_mm_p).trace_rule
+    xs, factors = draw((8, 8, 6), jnp.float32), draw((8, 2, 8, 5), jnp.float32)
+
+    def found(data):
+        y, pull = jax.vjp(lambda x, d: bp.sparse_matmul(x, d, sparse_mat=PATTERN), xs[0], data)
+        trace = rule.accumulate(xs, factors, {"weight": data}, {"sparse_mat": PATTERN, "has_bias": False})
+        return y, *pull(factors[0, 0]), trace["weight"]
+
+    g = factors[0, 0]
+    own = PATTERN.rows, PATTERN.cols
+    traced = jnp.einsum("tbi,tsbo->sbio", xs, factors)[..., *own]
+    assert str(jax.make_jaxpr(found)(DATA)).count("dot_general") == 4
+    for got, want in zip(found(DATA), (xs[0] @ MATRIX, g @ MATRIX.T, (xs[0].T @ g)[own], traced), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_pattern_is_a_value():
     same = bp.SparsityPattern(PATTERN.rows.tolist(), PATTERN.cols.tolist(), PATTERN.shape)
     assert same == PATTERN

@@ -1,9 +1,10 @@
-"""A trace a row at a time, while the row is in the processor's cache.
+"""A trace in as few passes over memory as XLA's CPU backend can be brought to.
 
-XLA's CPU backend makes several passes over a trace that is contracted with a signal and then goes on: it writes the
-products before it sums them, and copies the trace because it does not see that the sum comes first. The loops here read
-and write each row from memory once. A row is the part of a trace that belongs to one position outside the weight: one
-sample, for a dense product.
+By itself it makes several passes over a trace that is contracted with a signal and then goes on: it writes the products
+before it sums them, and copies the trace because it does not see that the sum comes first. Here a trace of one state is
+read once for the sum, and then read and written in place, both by all cores. A trace of several states is taken a row
+at a time, while the row is in cache. A row is what belongs to one position outside the weight: one sample, for a dense
+product.
 
 Shapes: trace (S, n, *w); signal (S, n, *p), blocks (S, S, n, *p) and factors (T, S, n, *p) where p has the axes of w,
 some of them of size one; xs (T, n, *r), likewise.
@@ -17,10 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._sharding import explicit_sharding, varying_like
+from ._sharding import explicit_sharding
 
 _LEAST = 2**14
 """Elements of a row from which on a loop over rows pays."""
+_TOGETHER = 4
+"""Rows that are summed in one round: with fewer the sum is read and written more often, with more they fill the cache."""
 _MOST_STEPS = 4
 """Outer products that are made on the way; more are better made as one matrix product."""
 
@@ -35,11 +38,18 @@ def pays(trace: Any, steps: int = 0) -> bool:
 def contract(trace: Any, signal: Any) -> Any:
     """``sum_{s, n} signal[s, n] · trace[s, n]``."""
     n = trace.shape[1]
+    # At least two rounds: XLA has no loop of one, and without a loop computes the sum wherever it is used.
+    together = min(_TOGETHER, max(1, (n - 1) // 2))
+    first = n - together * max(2, (n - 1) // together)
 
-    def add(b, total):
-        return _contracted(total, trace, signal, b)
+    def rows(begin, count):
+        return functools.reduce(operator.add, (_contracted(trace, signal, begin + b) for b in range(count)))
 
-    return jax.lax.fori_loop(0, n, add, _zeros(trace, signal))
+    def add(k, total):
+        return total + rows(first + k * together, together)
+
+    start = rows(0, first) if first else jnp.zeros_like(rows(0, 1))
+    return jax.lax.fori_loop(0, (n - first) // together, add, start)
 
 
 def turn(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
@@ -70,33 +80,19 @@ def turn(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[A
     def pass_row(b, held):
         total, trace, row = held
         trace = put(trace, row, b - 1)
-        return _contracted(total, trace, signal, b), trace, advanced(trace, b)
+        return total + _contracted(trace, signal, b), trace, advanced(trace, b)
 
-    first = _contracted(_zeros(trace, signal), trace, signal, 0), trace, advanced(trace, 0)
+    first = _contracted(trace, signal, 0), trace, advanced(trace, 0)
     total, trace, row = jax.lax.fori_loop(1, n, pass_row, first)
     return total, put(trace, row, n - 1)
 
 
 def _turn_one_state(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
-    n = trace.shape[1]
-    together = 2 if n % 2 == 0 else 1
-
-    def pass_rows(k, held):
-        total, trace = held
-        begin = k * together
-
-        def rows(values, axis):
-            return jax.lax.dynamic_slice_in_dim(values, begin, together, axis)
-
-        for j in range(together):
-            total = _contracted(total, trace, signal, begin + j)
-        decay = _after(rows(blocks[0], 1), total)  # the sum reads what is overwritten next
-        new = decay * rows(trace, 1)
-        for factor, x in zip(factors, xs, strict=True):
-            new = new + rows(factor, 1) * rows(x, 0)
-        return total, jax.lax.dynamic_update_slice_in_dim(trace, new.astype(trace.dtype), begin, 1)
-
-    return jax.lax.fori_loop(0, n // together, pass_rows, (_zeros(trace, signal), trace))
+    total = contract(trace, signal)
+    new = _after(blocks[0], total) * trace  # the sum reads what is overwritten next
+    for factor, x in zip(factors, xs, strict=True):
+        new = new + factor * x
+    return total, new.astype(trace.dtype)
 
 
 def _after(value: Any, done: Any) -> Any:
@@ -105,15 +101,11 @@ def _after(value: Any, done: Any) -> Any:
     return value + (0 * jnp.where(jnp.isfinite(mark), mark, 1)).astype(value.dtype)
 
 
-def _contracted(total: Any, trace: Any, signal: Any, b: Any) -> Any:
-    return sum((_row(signal, s, b) * _row(trace, s, b) for s in range(trace.shape[0])), total)
+def _contracted(trace: Any, signal: Any, b: Any) -> Any:
+    return functools.reduce(operator.add, (_row(signal, s, b) * _row(trace, s, b) for s in range(trace.shape[0])))
 
 
 def _row(values: Any, *at: Any) -> Any:
     """``values[at]``; each row by itself, so that XLA fuses the slice with what reads it."""
     rest = values.shape[len(at) :]
     return jax.lax.dynamic_slice(values, (*at, *(0,) * len(rest)), (*(1,) * len(at), *rest)).reshape(rest)
-
-
-def _zeros(trace: Any, signal: Any) -> Any:
-    return varying_like(jnp.zeros(trace.shape[2:], jnp.result_type(trace, signal)), trace, signal)

@@ -5,12 +5,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
 from braintrace_primitives._primitive import register_primitive, trainables_with_bias
-from braintrace_primitives._sharding import explicit_spec, explicit_specs, in_auto_axes
+from braintrace_primitives._sharding import explicit_sharding, explicit_spec, explicit_specs, in_auto_axes
 from braintrace_primitives._sparsity import SparsityPattern
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, over_time, sum_leading
 
@@ -19,8 +20,14 @@ from ._operands import applied, linear_operands, misfit, require_bias, require_t
 
 _WHERE = "sparse_matmul(x, data, sparse_mat, bias)"
 
-# Down to this share of stored entries one dense product over the window beats gathering its factors.
+# Down to this share of stored entries one dense product over the window beats gathering its factors. A trace gathers
+# from the product of each sample, so its share times the number of steps must be this share times 32.
 _DENSE_SHARE = 1 / 64
+_DENSE_STEPS = 32
+# From these on a dense product beats gather and scatter: share of entries, samples.
+_DENSE_FORWARD = 1 / 24, 8
+# Elements of a matrix that stays in cache; a larger one is not made beside the entries, but for a window's gradient.
+_LARGEST = 2**22
 
 
 class SparseTraceRule(TraceRule):
@@ -36,7 +43,10 @@ class SparseTraceRule(TraceRule):
 
     def accumulate(self, xs, factors, weights, params):
         pattern, xs = params["sparse_mat"], in_precision_of(factors, xs)
-        added = over_time(lambda x, f: x[..., pattern.rows] * f[..., pattern.cols], xs, factors)
+        dense = len(xs) * pattern.nnz >= _DENSE_STEPS * _DENSE_SHARE * math.prod(pattern.shape)
+        plain = explicit_sharding(factors) is None and factors.size > 0
+        way = _by_products if dense and plain and _fits(pattern) else _by_entries
+        added = way(pattern, xs, factors)
         return {"weight": added} | ({"bias": sum_leading(factors, 1)} if params["has_bias"] else {})
 
     def decay(self, trace, blocks, params):
@@ -67,6 +77,27 @@ def _gradients(xs, weights, gs, params):
     return grads
 
 
+def _fits(pattern):
+    return 0 < math.prod(pattern.shape) <= _LARGEST
+
+
+def _by_entries(pattern, xs, factors):
+    """``sum_t x[t, ..., rows] · factors[t, s, ..., cols]``, step by step."""
+    return over_time(lambda x, f: x[..., pattern.rows] * f[..., pattern.cols], xs, factors)
+
+
+def _by_products(pattern, xs, factors):
+    """The same from one dense product over time for each sample."""
+    T, S, *lead, size = factors.shape
+
+    def of_sample(pair):
+        x, f = pair
+        return jnp.einsum("ti,tso->sio", x, f)[:, pattern.rows, pattern.cols]
+
+    by_sample = jnp.moveaxis(xs.reshape(T, -1, xs.shape[-1]), 1, 0), jnp.moveaxis(factors.reshape(T, S, -1, size), 2, 0)
+    return jnp.moveaxis(jax.lax.map(of_sample, by_sample), 0, 1).reshape(S, *lead, pattern.nnz)
+
+
 def _sparse_matmul(x, data, bias=None, *, sparse_mat, has_bias):
     lead = explicit_spec(x)
     out_spec = None if lead is None else PartitionSpec(*lead[:-1], None)
@@ -75,6 +106,9 @@ def _sparse_matmul(x, data, bias=None, *, sparse_mat, has_bias):
 
 
 def _product(pattern, x, data):
+    share, samples = _DENSE_FORWARD
+    if math.prod(x.shape[:-1]) >= samples and pattern.nnz >= share * math.prod(pattern.shape) and _fits(pattern):
+        return x @ pattern.todense(data)  # made once where the weights stay the same in a loop
     # Leading axes last: gather and scatter then move contiguous rows.
     gathered = jnp.moveaxis(x, -1, 0)[pattern.rows]
     terms = gathered * jnp.expand_dims(data, range(1, x.ndim))
@@ -156,9 +190,11 @@ def sparse_matmul(
     Notes
     -----
     The product is a gather and a scatter of JAX on every backend, the cost of which grows with nnz, and needs no
-    optional package. The row kernels of brainevent 0.3.0 were measured against it on CPU, where they are compiled by
-    numba (300 to 4000 units, 1 to 10 % of entries, forward): 0.8 to 6 times its time for one sample in a loop, 3 to 7
-    times for a batch of 32. So brainevent's matrices are welcome as patterns and its kernels are not called.
+    optional package. For batches of 8 and more and 1/24 and more of the entries of a matrix of up to 2^22 elements a
+    dense product is faster and takes their place. The row kernels of brainevent 0.3.0 were measured against gather and
+    scatter on CPU, where they are compiled by numba (300 to 4000 units, 1 to 10 % of entries, forward): 0.8 to 6 times
+    their time for one sample in a loop, 3 to 7 times for a batch of 32. So brainevent's matrices are welcome as
+    patterns and its kernels are not called.
 
     Examples
     --------
