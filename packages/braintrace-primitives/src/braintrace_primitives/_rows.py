@@ -23,7 +23,7 @@ from ._sharding import explicit_sharding
 _LEAST = 2**14
 """Elements of a row from which on a loop over rows pays."""
 _TOGETHER = 4
-"""Rows that are summed in one round: with fewer the sum is read and written more often, with more they fill the cache."""
+"""Rows that are summed in one round: fewer read and write the sum more often, more fill the cache."""
 _MOST_STEPS = 4
 """Outer products that are made on the way; more are better made as one matrix product."""
 
