@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import DiagnosticKind, MarkedOperation
+from braintrace_compiler import DiagnosticKind, MarkedOperation, with_way_back
 from braintrace_primitives._jax_compat import Literal, build_jaxpr, eval_jaxpr
 
 from ._plan import Plan
@@ -39,15 +39,17 @@ def _draw(key: Any, aval: Any) -> Any:
     return jax.random.normal(key, aval.shape, aval.dtype) / jnp.sqrt(aval.shape[0]).astype(aval.dtype)
 
 
-def evaluate(plan: Plan, inputs: Sequence[Any]) -> list[Any]:
+def evaluate(plan: Plan, inputs: Sequence[Any], in_loop: bool = False) -> list[Any]:
     """Run the step program, with the feedback weights in place where signals pass backwards.
+
+    `in_loop` says that this is one of many steps with the same weights.
 
     ``y = A(x, w)`` becomes ``A(stop(x), w) + A(x, B) - stop(A(x, B))``: the value is that of w, and the cotangent of x
     that of B.
     """
     program = plan.step.jaxpr
     if not plan.feedback:
-        return eval_jaxpr(program, *inputs)
+        return eval_jaxpr(with_way_back(program) if in_loop else program, *inputs)
     first = len(plan.graph.module_info.jaxpr.invars)
     weight_vars = iter(program.invars[first:])
     operation_of = {}

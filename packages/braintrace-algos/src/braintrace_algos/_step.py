@@ -42,6 +42,7 @@ def run_step(
     states: Sequence[Sequence[Any]],
     weights: Operands,
     perturbations: Perturbations,
+    in_loop: bool = False,
 ) -> StepResult:
     """Run the perturbed step once.
 
@@ -54,6 +55,8 @@ def run_step(
         Leaves of each state, in the order of ``plan.states``.
     weights : Operands
     perturbations : Perturbations
+    in_loop : bool
+        Whether this is one of many steps with the same weights.
     """
     minfo = plan.graph.module_info
     flat_weights = [w[name] for op, w in zip(plan.operations, weights, strict=True) for name in op.weight_vars]
@@ -64,7 +67,7 @@ def run_step(
         own, common = iter(mapped), iter(shared)
         leaves = [next(common if _is_parameter(s) else own) for s in plan.states for _ in s.invars]
         zeros = (value for values in perturbations for value in values)
-        return evaluate(plan, [*minfo.consts, *args, *leaves, *flat_weights, *zeros])
+        return evaluate(plan, [*minfo.consts, *args, *leaves, *flat_weights, *zeros], in_loop)
 
     run = single if plan.batch is None else jax.vmap(single)
     values = iter(run(list(args), mapped, perturbations))

@@ -120,7 +120,7 @@ class _Differentiable:
                 perturbations = perturbations._replace(**{"previous" if plan.signal == "past" else "new": signal})
             one, other = iter(fixed), iter(moving)
             states = [next(one if s.kind is StateKind.PARAMETER else other) for s in plan.states]
-            result = run_step(plan, x, states, weights, perturbations)
+            result = run_step(plan, x, states, weights, perturbations, in_loop=True)
             new = [v for s, v in zip(plan.states, result.states, strict=True) if s.kind is not StateKind.PARAMETER]
             return new, (result.outputs, plan.carry.observe(plan, result))
 

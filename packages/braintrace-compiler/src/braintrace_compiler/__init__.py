@@ -68,6 +68,7 @@ from ._step_module import extract_module_info_from_step as extract_module_info_f
 from ._tables import Table as Table
 from ._tables import readable_bytes as readable_bytes
 from ._version import __version__ as __version__
+from ._way_back import with_way_back as with_way_back
 
 _hide_frames(_brainstate.__file__)
 _hide_frames(__file__)

@@ -22,6 +22,7 @@ from jax.extend.core import Jaxpr as Jaxpr
 from jax.extend.core import Primitive as Primitive
 from jax.extend.core.primitives import add_jaxvals_p as add_jaxvals_p
 from jax.extend.core.primitives import closed_call_p as closed_call_p
+from jax.extend.core.primitives import concatenate_p as concatenate_p
 from jax.extend.core.primitives import cond_p as cond_p
 from jax.extend.core.primitives import custom_jvp_call_p as custom_jvp_call_p
 from jax.extend.core.primitives import custom_vjp_call_p as custom_vjp_call_p

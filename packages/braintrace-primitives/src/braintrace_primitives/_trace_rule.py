@@ -107,7 +107,8 @@ class TraceRule:
 
         Parameters
         ----------
-        blocks : array of shape (S, S, *y)
+        blocks : array of shape (S, S, *y), or (R, S, *y)
+            Where some states follow from others alone, those S states are given and all R asked for.
         """
         raise NotImplementedError
 

@@ -230,9 +230,11 @@ class _Window:
         generic = GenericTraceRule(lambda x, weights, params: self.plain(x, weights))
         reference = generic.accumulate(self.xs, self.factors, weights, params)
         pairs["trace"] = got, generic.contract(reference, self.signal, weights, params)
-        decayed = rule.contract(rule.decay(trace, self.blocks, params), self.signal, weights, params)
-        pulled = jnp.einsum("sr...,s...->r...", self.blocks, self.signal)
-        pairs["decay"] = decayed, rule.contract(trace, pulled, weights, params)
+        for name, repeats in {"decay": 1, "decay into more states": 2}.items():
+            blocks, signal = (jnp.concatenate([v] * repeats) for v in (self.blocks, self.signal))
+            pulled = jnp.einsum("sr...,s...->r...", blocks, signal)
+            decayed = rule.contract(rule.decay(trace, blocks, params), signal, weights, params)
+            pairs[name] = decayed, rule.contract(trace, pulled, weights, params)
         complex_y = jnp.issubdtype(self.y.dtype, jnp.complexfloating)
         if all(jnp.iscomplexobj(w) == complex_y for w in weights.values()):
             pairs["jacobian"] = got, self.from_jacobians(weights, complex_y)

@@ -1,13 +1,13 @@
 """Eligibility traces: one for each marked operation and hidden group that it drives."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._entries import Rows, full, matrix, stacked
+from braintrace_algos._entries import Rows, full, is_zero, matrix, stacked
 from braintrace_algos._factored_rules import FactoredTraceRule, RecentStepsTraceRule, TruncatedTraceRule
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
@@ -61,9 +61,19 @@ class TraceCarry(Carry):
             slots = [c.slot, *(use.slot for use in others)]
             if states := factored_states(transition, slots, c.feed, operation, plan.live[c.group]):
                 rules[key] = FactoredTraceRule(c.rule, states)
-            elif not (transition.remembers or plan.memories_of(c.group)) and operation.x_var is not None:
+            elif operation.x_var is not None and not self._remembered(plan, c.group, slots):
                 rules[key] = RecentStepsTraceRule(c.rule, len(slots))
         return rules
+
+    def _remembered(self, plan: Plan, group: int, slots: Sequence[int]) -> bool:
+        """Whether a state reads the past of one that the operations in `slots` reach, so that a trace goes on."""
+        transition, live = plan.transitions[group], plan.live[group]
+        if plan.memories_of(group):
+            return True
+        D, F = transition.constants.D, transition.constants.F
+        return transition.remembers and any(
+            F[slot][r] != 0 and D[s][r] != 0 for slot in slots for r in live for s in live
+        )
 
     def remarks(self, plan: Plan) -> list[str]:
         return [
@@ -109,34 +119,81 @@ class TraceCarry(Carry):
         tape: Derivatives = window.tape
         driving = {c.operation for c in plan.couplings} if plan.signal == "state" else ()
         g = [jnp.zeros_like(b) if k in driving else b for k, b in enumerate(window.b)]
-        P, PF, signals = {}, {}, {}
+        P, PF, signals, new = {}, {}, {}, {}
         for index in plan.traced:
             own = [c for c in plan.couplings if c.group == index]
+            if entry is not None and len(window.scale) > 1 and (read := _read_states(own, tape.D.get(index))):
+                signals[index] = entry[index]
+                new |= self._exit_in_two(plan, index, read, tape, carry, len(window.scale), weights)
+                continue
             enter = None
             if entry is None:
                 enter = (past_signals if plan.signal == "past" else state_signals)(window.signals[index])
             recursion = self.recursion(plan, tape.D.get(index), enter, len(window.scale), index)
-            R, M0 = _received(own, tape, recursion)
+            R, M0 = _received(own, tape.F, recursion)
             positions, dtype = recursion.positions, recursion.dtype
             signals[index] = stacked(M0[0], positions, dtype) if entry is None else entry[index]
             if index in tape.D:
                 P[index] = matrix(M0[1:], positions, dtype)
             for c in own:
                 sent, *left = R[c.key]
-                y = plan.operations[c.operation].y_var.aval
-                shape = (recursion.K, *feed_shape(c.feed, y.shape))
-                PF[c.key] = stacked(left, shape, jnp.result_type(dtype, y.dtype), 1)
+                shape, PF[c.key] = _left_behind(plan, c, recursion, left)
                 if entry is None:
-                    sent = collect(c.feed, full(sent, shape, PF[c.key].dtype), y.shape)
+                    sent = collect(
+                        c.feed, full(sent, shape, PF[c.key].dtype), plan.operations[c.operation].y_var.aval.shape
+                    )
                     g[c.operation] = g[c.operation] + sent.astype(g[c.operation].dtype)
         x = list(tape.x)
         for c, xs, gs in self._kept(plan, carry, signals):
             x[c.operation] = jnp.concatenate([xs.astype(x[c.operation].dtype), x[c.operation]])
             g[c.operation] = jnp.concatenate([gs.astype(g[c.operation].dtype), g[c.operation]])
-        past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights)
+        past, turned = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, new)
+        new |= turned
         short = _short(plan)
         new |= {k: _exit_one(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
         return Folded(x, g, past, self._bounded(plan, carry, new, tape.D, len(window.scale)))
+
+    def _exit_in_two(
+        self,
+        plan: Plan,
+        index: int,
+        read: Sequence[int],
+        tape: Derivatives,
+        carry: Any,
+        K: int,
+        weights: Operands,
+    ) -> Any:
+        """Traces at the exit, into a group some of whose states are read by none.
+
+        Such states need no trace to go on: all but the last step are folded for the states `read`, and the last step
+        makes all of them, as D^K times those.
+        """
+        group = plan.transitions[index].group
+        own = {key: uses for key, uses in plan.traces.items() if uses[0].group == index}
+
+        def but_last(entry: Any) -> Any:
+            return entry if isinstance(entry, Known) else entry[:-1]
+
+        D = tuple(tuple(but_last(tape.D[index][s][r]) for r in read) for s in read)
+        recursion = Recursion(D, None, K - 1, len(read), group.varshape, group.dtype)
+        F = {c.key: tuple(but_last(tape.F[c.key][s]) for s in read) for uses in own.values() for c in uses}
+        R, M0 = _received([c for uses in own.values() for c in uses], F, recursion)
+        P = matrix(M0[1:], group.varshape, group.dtype)
+        last = matrix(_at_last([row[r] for r in read] for row in tape.D[index]), group.varshape, group.dtype)
+        earlier = [None if v is None else v[:-1] for v in tape.x]
+        latest = [None if v is None else v[-1:] for v in tape.x]
+        new = {}
+        for key, uses in own.items():
+            PF = {c.key: _left_behind(plan, c, recursion, R[c.key][1:])[1] for c in uses}
+            shapes = {c.key: feed_shape(c.feed, plan.operations[c.operation].y_var.aval.shape) for c in uses}
+            F_last = {c.key: stacked(*_at_last([tape.F[c.key]]), shapes[c.key], PF[c.key].dtype)[None] for c in uses}
+            if isinstance(uses[0].rule, RecentStepsTraceRule):
+                new[key] = _exit_one(plan, uses, carry[key], None, F_last, latest, weights)
+                continue
+            rows = jax.tree.map(lambda v: jnp.stack([v[r] for r in read]), carry[key])
+            before = _exit_one(plan, uses, rows, P, PF, earlier, weights)
+            new[key] = _exit_one(plan, uses, before, last, F_last, latest, weights)
+        return new
 
     def _kept(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> Iterator[tuple[Coupling, Any, Any]]:
         """The steps that are kept of the traces that are cut short, by use of the weight: (R, *x), received (R, *y)."""
@@ -166,12 +223,18 @@ class TraceCarry(Carry):
         PF: Mapping[str, Any],
         x: Any,
         weights: Operands,
+        known: Mapping[str, Any],
     ) -> tuple[list[dict[str, Any]], Any]:
-        """`entry_gradient` and `_exit` of a window at once: a rule may need one pass for both."""
+        """`entry_gradient` and `_exit` of a window at once: a rule may need one pass for both.
+
+        The exit of the traces in `known` is not asked for.
+        """
         past, new = {}, {}
         for key, uses in plan.traces.items():
             c, blocks = uses[0], P.get(uses[0].group)
-            if blocks is None:
+            if key in known:
+                past[key] = _contracted(plan, c, carry[key], signals, weights)
+            elif blocks is None:
                 past[key] = _contracted(plan, c, carry[key], signals, weights)
                 new[key] = _exit_one(plan, uses, carry[key], blocks, PF, x, weights)
             else:
@@ -243,14 +306,35 @@ def _whole(plan: Plan) -> Plan:
     return plan._replace(couplings=tuple(c for c in plan.couplings if not isinstance(c.rule, TruncatedTraceRule)))
 
 
+def _read_states(own: Sequence[Coupling], D: Rows | None) -> tuple[int, ...]:
+    """The states whose past some state reads, where there are others too and all traces can do without these."""
+    if D is None:
+        return ()
+    read = tuple(r for r in range(len(D)) if not all(is_zero(row[r]) for row in D))
+    exact = all(not isinstance(c.rule, (FactoredTraceRule, TruncatedTraceRule)) for c in own)
+    return read if exact and len(read) < len(D) else ()
+
+
+def _at_last(rows: Iterable[Iterable[Any]]) -> list[list[Any]]:
+    """Entries of the last step."""
+    return [[entry if isinstance(entry, Known) else entry[-1] for entry in row] for row in rows]
+
+
+def _left_behind(plan: Plan, c: Coupling, recursion: Recursion, left: Sequence[Any]) -> tuple[tuple[int, ...], Any]:
+    """What each step of a window leaves at its exit, (K, S, *elements), and the shape of an entry."""
+    y = plan.operations[c.operation].y_var.aval
+    shape = (recursion.K, *feed_shape(c.feed, y.shape))
+    return shape, stacked(left, shape, jnp.result_type(recursion.dtype, y.dtype), 1)
+
+
 def _received(
-    own: Sequence[Coupling], tape: Derivatives, recursion: Recursion
+    own: Sequence[Coupling], derivatives: Mapping[str, Any], recursion: Recursion
 ) -> tuple[dict[str, tuple[Any, ...]], Rows]:
     """M^t F^t at the elements of each coupling of a group, S + 1 entries (K, *elements), and M^0.
 
     They are made inside the recursion or after it, whichever keeps fewer arrays.
     """
-    F = {c.key: tape.F[c.key] for c in own}
+    F = {c.key: derivatives[c.key] for c in own}
 
     def through(M, F):
         return {c.key: tuple(_through_F(c, row, F[c.key], len(recursion.positions)) for row in M) for c in own}

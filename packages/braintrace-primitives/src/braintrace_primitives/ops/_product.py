@@ -121,6 +121,8 @@ class ProductTraceRule(TraceRule):
 
 def outer(equation: Equation, xs: Any, factors: Any) -> Any:
     """``sum_t factors[t] · x[t]`` in the layout of the trace, for xs (T, *x) and factors (T, S, *y)."""
+    if len(xs) == 1:  # no product of matrices: element by element, it fuses with what the trace is added to
+        return _align_input(equation, xs)[0] * align(equation, factors)[0]
     t, *rest = equation.spare()
     lead = "".join(rest[: xs.ndim - 1 - len(equation.x)])
     subscripts = f"{t}{lead}{equation.x},{t}{lead}{equation.y}->{lead}{equation.layout()}"

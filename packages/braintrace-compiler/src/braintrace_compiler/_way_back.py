@@ -1,0 +1,67 @@
+"""Dense products whose cotangents go back by weights that are transposed beforehand.
+
+The cotangent of the input of ``y = x @ w`` is ``g @ w.T``. Where a loop takes that at each step, two things are done in
+vain: XLA's CPU backend lays out the transposed weight anew each time, which takes as long as the product, and where x
+is an input joined to a state, the cotangent of the input is made too, which nobody asked for.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from braintrace_primitives import etp_mm_p, etp_mv_p
+from braintrace_primitives._jax_compat import concatenate_p
+from braintrace_primitives._sharding import explicit_sharding, sum_over_replicas
+
+from ._jaxpr import Jaxpr, JaxprEqn, Opening, Var, inline
+
+
+@functools.lru_cache(maxsize=32)
+def with_way_back(program: Jaxpr) -> Jaxpr:
+    """`program`, to be differentiated as the body of a loop in which the weights stay as they are."""
+    joined: dict[Any, Sequence[Any]] = {}
+
+    def remember(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        results = opening.keep(eqn, operands)
+        joined[results[0]] = operands
+        return results
+
+    def product(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        x, w, *bias = operands
+        pieces = joined.get(x, [x]) if isinstance(x, Var) else [x]
+        return opening.apply(_product(len(pieces)), *pieces, w, *bias, source=eqn)
+
+    def expand(eqn: JaxprEqn) -> Callable[..., Sequence[Any]] | None:
+        if eqn.primitive is concatenate_p and eqn.params["dimension"] == eqn.outvars[0].aval.ndim - 1:
+            return remember
+        if eqn.primitive in (etp_mm_p, etp_mv_p) and len({v.aval.dtype for v in (*eqn.invars, *eqn.outvars)}) == 1:
+            return product
+        return None
+
+    return inline(program, (), expand)[0]
+
+
+def _product(count: int) -> Callable[..., Any]:
+    """``concatenate(pieces) @ w + bias`` as a function of `count` pieces, w and perhaps a bias."""
+
+    def plain(*operands: Any) -> Any:
+        pieces, (w, *bias) = operands[:count], operands[count:]
+        y = (pieces[0] if count == 1 else jnp.concatenate(pieces, -1)) @ w
+        return y + bias[0] if bias else y
+
+    def backward(operands: Any, g: Any) -> Any:
+        pieces, w = operands[:count], operands[count]
+        own, start = [], 0
+        for piece in pieces:
+            rows = jax.lax.slice_in_dim(w, start, start := start + piece.shape[-1])
+            # The barrier keeps XLA from taking the transposition back into the product, so it leaves the loop.
+            own.append(sum_over_replicas(g @ jax.lax.optimization_barrier(rows.T), piece))
+        _, pull = jax.vjp(lambda *rest: plain(*pieces, *rest), *operands[count:])
+        return (*own, *pull(g))
+
+    function = jax.custom_vjp(plain)
+    function.defvjp(lambda *operands: (plain(*operands), operands), backward)
+    return lambda *operands: (plain if explicit_sharding(operands[count]) else function)(*operands)
