@@ -232,13 +232,28 @@ class _Window:
         pairs["trace"] = got, generic.contract(reference, self.signal, weights, params)
         for name, repeats in {"decay": 1, "decay into more states": 2}.items():
             blocks, signal = (jnp.concatenate([v] * repeats) for v in (self.blocks, self.signal))
+            decayed = rule.contract(self.decayed(trace, blocks), signal, weights, params)
             pulled = jnp.einsum("sr...,s...->r...", blocks, signal)
-            decayed = rule.contract(rule.decay(trace, blocks, params), signal, weights, params)
             pairs[name] = decayed, rule.contract(trace, pulled, weights, params)
         complex_y = jnp.issubdtype(self.y.dtype, jnp.complexfloating)
         if all(jnp.iscomplexobj(w) == complex_y for w in weights.values()):
             pairs["jacobian"] = got, self.from_jacobians(weights, complex_y)
         return pairs
+
+    def decayed(self, trace, blocks):
+        """The trace through a transition, of as many states as `blocks` has rows."""
+        where = f"{type(self.spec.trace_rule).__name__}.decay"
+        expected = f"new[s] = sum_r blocks[s, r] · trace[r] for blocks of shape {blocks.shape}"
+        try:
+            new = self.spec.trace_rule.decay(trace, blocks, self.params)
+        except (TypeError, ValueError) as error:
+            raise ConformanceError(
+                "The trace rule cannot decay.", where=where, found=str(error), expected=expected
+            ) from error
+        if any(len(leaf) != len(blocks) for leaf in jax.tree.leaves(new)):
+            found = str([leaf.shape for leaf in jax.tree.leaves(new)])
+            raise ConformanceError("The trace rule decays wrongly.", where=where, found=found, expected=expected)
+        return new
 
     def from_jacobians(self, weights, holomorphic):
         def gradient(t):

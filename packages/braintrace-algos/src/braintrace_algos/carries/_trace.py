@@ -70,10 +70,10 @@ class TraceCarry(Carry):
         transition, live = plan.transitions[group], plan.live[group]
         if plan.memories_of(group):
             return True
-        D, F = transition.constants.D, transition.constants.F
-        return transition.remembers and any(
-            F[slot][r] != 0 and D[s][r] != 0 for slot in slots for r in live for s in live
-        )
+        D, F = transition.constants
+        if not (transition.remembers and D):
+            return transition.remembers
+        return any(F[slot][r] != 0 and D[s][r] != 0 for slot in slots for r in live for s in live)
 
     def remarks(self, plan: Plan) -> list[str]:
         return [
