@@ -19,6 +19,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--profile", choices=PROFILES, default="quick")
     options.add_argument("--cells", metavar="NAME,...", help=f"only these of {', '.join(CELLS)}")
+    options.add_argument(
+        "--heap", choices=processes.HEAPS, default="kept", help="whether freed memory stays with the workers"
+    )
     options.add_argument("--rounds", type=int, help="interleaved rounds for each problem")
     options.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write the report as JSON")
     options.add_argument("--table", type=pathlib.Path, metavar="FILE", help="write the table as Markdown")
@@ -45,12 +48,13 @@ def main(arguments: list[str] | None = None) -> dict:
     if chosen.rounds:
         profile = dataclasses.replace(profile, rounds=chosen.rounds)
 
-    workers = processes.start(chosen.upstream)
+    workers = processes.start(chosen.upstream, chosen.heap)
     try:
         found = measure.run(profile, SIDES, workers, _progress)
     finally:
         for worker in workers.values():
             worker.close()
+    found["heap"] = chosen.heap
     _progress("")
     report.show(found)
     if chosen.out:

@@ -9,6 +9,15 @@ from typing import Any
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
+HEAPS = {
+    "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**26)},
+    "system": {},
+}
+"""What a worker does with memory that a program has given back (glibc): keep it, or leave that to the system.
+
+By default blocks of megabytes are returned and taken anew at each call, and the system clears every page of them.
+"""
+
 
 class SideError(RuntimeError):
     """A worker could not do what it was asked for."""
@@ -23,11 +32,13 @@ class Remote:
         The interpreter of its environment.
     ours : bool
         Whether it is to see the packages that this process sees; an upstream worker must not.
+    heap : str
+        One of `HEAPS`.
     """
 
-    def __init__(self, python: str, ours: bool):
+    def __init__(self, python: str, ours: bool, heap: str):
         path = [str(_ROOT), *(sys.path if ours else [])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **HEAPS[heap]}
         self.process = subprocess.Popen(
             [python, "-m", "benchmarks.worker"],
             cwd=_ROOT,
@@ -69,9 +80,9 @@ class Remote:
         self.process.wait()
 
 
-def start(upstream: str | None) -> dict[str, Remote]:
-    """The workers by name; `upstream` is the interpreter of its environment, if there is one."""
-    workers = {"ours": Remote(sys.executable, ours=True)}
+def start(upstream: str | None, heap: str = "kept") -> dict[str, Remote]:
+    """The workers by name; `upstream` is the interpreter of its environment, if there is one, `heap` one of `HEAPS`."""
+    workers = {"ours": Remote(sys.executable, ours=True, heap=heap)}
     if upstream is not None:
-        workers["upstream"] = Remote(upstream, ours=False)
+        workers["upstream"] = Remote(upstream, ours=False, heap=heap)
     return workers

@@ -57,7 +57,7 @@ def heading(report: dict[str, Any]) -> str:
     return (
         f"{ours['cpus']} CPU cores, {ours['device']} device; "
         f"{machine['bytes_per_s'] / 1e9:.3g} GB/s read and write, {machine['flops_per_s'] / 1e9:.3g} GFLOP/s float32. "
-        f"{versions}."
+        f"{versions}. Heap: {report['heap']}."
     )
 
 
