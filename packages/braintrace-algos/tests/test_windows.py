@@ -71,6 +71,28 @@ def test_chunks_are_windows_of_the_call(recurrent_model, data, loss, distance, v
     assert jax.tree.structure(same) == jax.tree.structure(expected)
 
 
+def test_chunks_make_one_program_in_every_run(recurrent_model, data):
+    """It must not depend on where objects lie in memory, or the compilation cache on disk never finds it again."""
+
+    def program():
+        learner = compiled(type(recurrent_model)(recurrent=True), data, vjp_method="multi-step")
+        kept.append(learner)
+
+        def run(xs, ys):
+            def losses(x, y):
+                return jnp.mean((learner(MultiStepData(x)) - y) ** 2, axis=(1, 2))
+
+            return learner.etrace_grad(xs, ys, step_fn=losses, chunk_size=len(xs))
+
+        function = brainstate.transform.StatefulFunction(run)
+        function.make_jaxpr(*data)
+        values = [state.value for state in function.get_states(*data)]
+        return jax.jit(function.jaxpr_call).lower(values, *data).as_text()
+
+    kept = []
+    assert len({program() for _ in range(4)}) == 1
+
+
 def test_chunks_weigh_signals_that_are_not_their_losses(recurrent_model, data, loss, distance):
     learner = compile(recurrent_model, "three_factor", data[0][0], batch_size=data[0].shape[1], modulator=0.3)
     mask = jnp.arange(len(data[0])) != 1

@@ -53,7 +53,8 @@ class ChunkDriver:
             return StatefulProgram(losses, dict(learner.param_states), *examples)
 
         self.programs = {K: of_length(K) for K in {min(length, T), T % length} if K}
-        self.states = {id(s): s for program in self.programs.values() for s in program.others}
+        # Values travel in the order in which the states are met: by identity, each run would make another program.
+        self.states = list({id(s): s for program in self.programs.values() for s in program.others}.values())
         self.run = jax.jit(self.gradient)
 
     def fits(self) -> bool:
@@ -63,29 +64,31 @@ class ChunkDriver:
     def __call__(self, sequences: Any, scales: Any) -> tuple[dict[Any, Any], Any, Any]:
         """Gradients by path, losses and aux; states and traces advance."""
         theta, _ = next(iter(self.programs.values())).read()
-        values = {i: state.value for i, state in self.states.items()}
+        values = [state.value for state in self.states]
         grads, losses, aux, values = self.run(theta, values, sequences, scales)
-        for i, value in values.items():
-            self.states[i].value = value
+        for state, value in zip(self.states, values, strict=True):
+            state.value = value
         return grads, losses, aux
 
-    def gradient(self, theta: dict[Any, Any], values: dict[int, Any], sequences: Any, scales: Any) -> Any:
+    def gradient(self, theta: dict[Any, Any], values: list[Any], sequences: Any, scales: Any) -> Any:
         """The pure function behind a call."""
+        place = {id(state): i for i, state in enumerate(self.states)}
 
         def chunk(carry, steps):
             values, total = carry
             window, scales = steps
             program = self.programs[len(scales)]
-            keys = [id(s) for s in program.others]
+            own = [place[id(s)] for s in program.others]
 
             def objective(theta):
-                (losses, aux), new = program(theta, [values[key] for key in keys], window, scales)
+                (losses, aux), new = program(theta, [values[i] for i in own], window, scales)
                 return (losses * scales.astype(losses.dtype)).sum(), (losses, aux, new)
 
             grads, (losses, aux, new) = jax.grad(objective, has_aux=True)(theta)
             if self.bar is not None:
                 self.bar.advance(losses)
-            values = {**values, **dict(zip(keys, new, strict=True))}
+            fresh = dict(zip(own, new, strict=True))
+            values = [fresh.get(i, value) for i, value in enumerate(values)]
             return (values, jax.tree.map(jnp.add, total, grads)), (losses, aux)
 
         start = (values, jax.tree.map(jnp.zeros_like, theta))

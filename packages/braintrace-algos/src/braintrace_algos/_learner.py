@@ -5,6 +5,7 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
 from braintrace_primitives._jax_compat import under_trace
@@ -123,7 +124,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         hidden: Any = brainstate.graph.states(model, brainstate.HiddenState)
         self.param_states, self.hidden_states = dict(parameters), dict(hidden)
         self.etraces = ETraceState(self._zero_traces())
-        self.running_index = brainstate.ShortTermState(jnp.zeros((), jnp.int32))
+        self.running_index = brainstate.ShortTermState(jax.device_put(np.int32(0)))
 
     @property
     def graph(self) -> ETraceGraph:

@@ -73,7 +73,7 @@ class _Differentiable:
     def __init__(self, plan: Plan, strict: bool):
         self.plan, self.strict = plan, strict
         self.hidden = {id(s.state): i for i, s in enumerate(plan.graph.module_info.hidden)}
-        self.window = jax.custom_vjp(lambda *args: self.forward(*args)[0])
+        self.window = jax.custom_vjp(self.plain)
         self.window.defvjp(self.forward, self.backward)
 
     def __call__(self, *args: Any) -> Any:
@@ -126,6 +126,10 @@ class _Differentiable:
 
         new, (outputs, tape) = jax.lax.scan(step, entry, (xs, deltas, signals if self.strict else None))
         return (outputs, new), tape
+
+    def plain(self, theta: Any, weights: Any, traces: Any, values: Any, scale: Any, xs: list[Any]) -> Any:
+        """The window."""
+        return self.run(theta, xs, *self.nothing(xs), weights=weights, values=values)
 
     def forward(self, theta: Any, weights: Any, traces: Any, values: Any, scale: Any, xs: list[Any]) -> Any:
         """The window, and what its derivative needs."""

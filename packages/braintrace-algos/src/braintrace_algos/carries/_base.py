@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
@@ -12,6 +13,7 @@ from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import Derivatives, StepResult, operation_inputs
 from braintrace_algos._truncation import CarryChoice, TruncatedTrace
 from braintrace_compiler import ETraceGraph, LinearMemory
+from braintrace_primitives._jax_compat import under_trace
 
 
 class Carry:
@@ -57,12 +59,16 @@ class Carry:
         return Derivatives({}, {}, operation_inputs(plan, result))
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
-        """The carry of a model that has no past."""
+        """The carry of a model that has no past: zeros."""
         return {}
 
     def begin(self, plan: Plan, dtype: Any = None) -> Any:
         """The carry of every mapped copy where a sequence begins."""
-        return jax.tree.map(jnp.array, plan.copies(self.init(plan, dtype)))
+        shapes = jax.eval_shape(lambda: plan.copies(self.init(plan, dtype)))
+        if under_trace():
+            return jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), shapes)
+        # From the host: XLA would compile a program for each shape, which takes longer than to trace the gradient.
+        return jax.tree.map(lambda v: jax.device_put(np.zeros(v.shape, v.dtype)), shapes)
 
     def signals(self, plan: Plan, by_group: dict[int, Any]) -> dict[int, Any]:
         """Signals of the groups as this carry wants them, from ([copies,] S, *positions) each."""
