@@ -249,7 +249,7 @@ def test_windows_and_sequences_without_gradient_are_compiled_once(model, data, m
     learner = compile(model, D_RTRL, xs[0], batch_size=xs.shape[1])
     steps = []
     run_step = _windows.run_step
-    monkeypatch.setattr(_windows, "run_step", lambda *args: steps.append(None) or run_step(*args))
+    monkeypatch.setattr(_windows, "run_step", lambda *a, **k: steps.append(None) or run_step(*a, **k))
     first = learner(MultiStepData(xs))
     count = len(steps)
     learner.reset_state()
