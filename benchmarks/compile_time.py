@@ -3,7 +3,6 @@
 ``python -m benchmarks.compile_time`` measures and writes ``docs/recorded/compile_time.csv`` and its figure.
 """
 
-import argparse
 import csv
 import pathlib
 import time
@@ -15,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import braintrace
+
+from . import recorded
 
 UNITS = 4
 LAYERS = (10, 30, 100, 200, 400, 700)
@@ -50,16 +51,16 @@ def compile_once(layers: int) -> tuple[int, dict[str, float]]:
     return len(graph.module_info.jaxpr.eqns), done
 
 
-def measure(folder: pathlib.Path, sizes: Sequence[int] = LAYERS) -> None:
+def measure(folder: pathlib.Path, layers: Sequence[int] = LAYERS) -> None:
     """Write the table: layers, equations, CPU seconds of each stage and of all."""
     compile_once(2)
     with (folder / "compile_time.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["layers", "equations", *STAGES, "all"])
-        for layers in sizes:
-            equations, done = compile_once(layers)
+        for count in layers:
+            equations, done = compile_once(count)
             ends = [0.0, *(done[stage] for stage in STAGES)]
-            writer.writerow([layers, equations, *(f"{t:.3f}" for t in [*np.diff(ends), done["all"]])])
+            writer.writerow([count, equations, *(f"{t:.3f}" for t in [*np.diff(ends), done["all"]])])
             file.flush()
 
 
@@ -84,12 +85,8 @@ def draw(folder: pathlib.Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    options = argparse.ArgumentParser(prog="python -m benchmarks.compile_time", description=__doc__)
-    options.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/recorded"))
-    options.add_argument("--layers", type=int, nargs="+", default=LAYERS)
-    chosen = options.parse_args(arguments)
-    measure(chosen.out, chosen.layers)
-    draw(chosen.out)
+    layers = {"type": int, "nargs": "+", "default": LAYERS}
+    recorded.main("compile_time", __doc__, measure, draw, arguments, layers=layers)
 
 
 if __name__ == "__main__":

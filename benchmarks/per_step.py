@@ -5,14 +5,13 @@ A trace must be read and written at every step: 8 bytes for each element in sing
 measured in the same rounds, on an array of the size of the trace in a loop that does nothing else.
 """
 
-import argparse
 import csv
 import os
 import pathlib
 import statistics
 from typing import Any, NamedTuple
 
-from . import processes
+from . import processes, recorded
 from .regimes import Regime
 
 SIZES = {
@@ -103,32 +102,30 @@ def draw(folder: pathlib.Path) -> None:
     figure.savefig(folder / "per_step.png", dpi=110)
 
 
+def record(folder: pathlib.Path, profile: str, upstream: str | None) -> None:
+    """Measure, print and write the table."""
+    workers = processes.start(upstream)
+    try:
+        rows = measure(profile, workers)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    print(table(rows))
+    with (folder / "per_step.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    options = argparse.ArgumentParser(prog="python -m benchmarks.per_step", description=__doc__)
-    options.add_argument("--profile", choices=SIZES, default="quick")
-    options.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/recorded"))
-    options.add_argument("--only-draw", action="store_true", help="draw what has been recorded")
-    options.add_argument(
-        "--upstream",
-        metavar="PYTHON",
-        default=os.environ.get("BRAINTRACE_UPSTREAM_PYTHON"),
-        help="interpreter of an environment with the released library",
-    )
-    chosen = options.parse_args(arguments)
-    if not chosen.only_draw:
-        workers = processes.start(chosen.upstream)
-        try:
-            rows = measure(chosen.profile, workers)
-        finally:
-            for worker in workers.values():
-                worker.close()
-        print(table(rows))
-        with (chosen.out / "per_step.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    draw(chosen.out)
+    upstream = {
+        "metavar": "PYTHON",
+        "default": os.environ.get("BRAINTRACE_UPSTREAM_PYTHON"),
+        "help": "interpreter of an environment with the released library",
+    }
+    profile = {"choices": SIZES, "default": "quick"}
+    recorded.main("per_step", __doc__, record, draw, arguments, profile=profile, upstream=upstream)
 
 
 if __name__ == "__main__":

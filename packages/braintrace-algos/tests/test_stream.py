@@ -19,7 +19,7 @@ def step(learner, loss):
 @pytest.mark.parametrize("algorithm", ["d_rtrl", "uoro", "dni"])
 def test_a_stream_learns_as_one_sequence_does(algorithm, recurrent_model, data, loss, distance):
     """So do the noise of UORO and the synthetic gradient of DNI, which go on from block to block."""
-    options = {"d_rtrl": {}, "uoro": {"vmap": True}, "dni": {"window": 2}}[algorithm]
+    options = {"window": 2} if algorithm == "dni" else {}
     learner = compile(recurrent_model, algorithm, data[0][0], batch_size=data[0].shape[1], **options)
     to_host = np.asarray if algorithm == "d_rtrl" else lambda v: v
     started = learner.etraces.value

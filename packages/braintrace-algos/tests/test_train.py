@@ -200,11 +200,13 @@ def test_truncated_bptt_learns_too(recurrent_model, data, loss):
     learner = compile(recurrent_model, BPTT, data[0][0], batch_size=data[0].shape[1])
     optimizer = optax.adam(1e-2)
     means = []
+
+    def step(x, y):
+        return loss(learner(x), y)
+
     for _ in range(6):
         learner.reset_state()
-        history = learner.etrace_train(
-            *data, step_fn=lambda x, y: loss(learner(x), y), optimizer=optimizer, update_every=4
-        )
+        history = learner.etrace_train(*data, step_fn=step, optimizer=optimizer, update_every=4)
         means.append(float(history.losses.mean()))
     assert means[-1] < 0.9 * means[0]
 
