@@ -33,17 +33,19 @@ def problem(name, states, steps, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize(
-    ("name", "states", "steps", "dtype"),
+    ("name", "states", "steps", "dtype", "cores"),
     [
-        ("dense with bias", 1, 1, "float32"),
-        ("dense with bias", 3, 2, "float32"),
-        ("two leading axes", 2, 1, "float32"),
-        ("grouped", 2, 1, "float32"),
-        ("einsum", 2, 3, "float32"),
-        ("dense with bias", 2, 1, "complex64"),
+        ("dense with bias", 1, 1, "float32", 1),
+        ("dense with bias", 1, 2, "float32", 2),
+        ("dense with bias", 3, 2, "float32", 1),
+        ("two leading axes", 2, 1, "float32", 1),
+        ("grouped", 2, 1, "float32", 2),
+        ("einsum", 2, 3, "float32", 1),
+        ("dense with bias", 2, 1, "complex64", 1),
     ],
 )
-def test_by_rows_as_in_whole(name, states, steps, dtype, monkeypatch):
+def test_by_rows_as_in_whole(name, states, steps, dtype, cores, monkeypatch):
+    monkeypatch.setattr(_rows, "_cores", lambda: cores)
     turn, operands = problem(name, states, steps, jnp.dtype(dtype))
     expected = turn(*operands)
     monkeypatch.setattr(_rows, "_LEAST", 1)
@@ -53,8 +55,9 @@ def test_by_rows_as_in_whole(name, states, steps, dtype, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("states", [1, 2])
-def test_a_loop_holds_one_copy_of_the_trace(states):
+@pytest.mark.parametrize(("states", "cores"), [(1, 1), (1, 2), (2, 2)])
+def test_a_loop_holds_one_copy_of_the_trace(states, cores, monkeypatch):
+    monkeypatch.setattr(_rows, "_cores", lambda: cores)
     S, B, I, O = states, 8, 128, 256
     trace = {"weight": jnp.zeros((S, B, I, O))}
     rule = bp.get_primitive_spec(bp.etp_mm_p).trace_rule

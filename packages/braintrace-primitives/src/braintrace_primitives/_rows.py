@@ -1,10 +1,10 @@
 """A trace in as few passes over memory as XLA's CPU backend can be brought to.
 
 By itself it makes several passes over a trace that is contracted with a signal and then goes on: it writes the products
-before it sums them, and copies the trace because it does not see that the sum comes first. Here a trace of one state is
-read once for the sum, and then read and written in place, both by all cores. A trace of several states is taken a row
-at a time, while the row is in cache. A row is what belongs to one position outside the weight: one sample, for a dense
-product.
+before it sums them, and copies the trace because it does not see that the sum comes first. Here a trace is taken a row
+at a time, while the row is in cache; XLA writes a row from one core. Where there are more, a trace of one state is read
+once for the sum, and then read and written in place, both by all cores. A row is what belongs to one position outside
+the weight: one sample, for a dense product.
 
 Shapes: trace (S, n, *w); signal (S, n, *p), blocks (S, S, n, *p) and factors (T, S, n, *p) where p has the axes of w,
 some of them of size one; xs (T, n, *r), likewise.
@@ -13,6 +13,7 @@ some of them of size one; xs (T, n, *r), likewise.
 import functools
 import math
 import operator
+import os
 from typing import Any
 
 import jax
@@ -74,7 +75,8 @@ def turn(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[A
         return trace
 
     if S == 1:
-        return _turn_one_state(trace, signal, blocks, xs, factors)
+        one_state = _in_two_passes if _cores() > 1 else _in_one_pass
+        return one_state(trace, signal, blocks, xs, factors)
 
     # The states of a row depend on each other: XLA writes them in place only if that happens one round later.
     def pass_row(b, held):
@@ -87,12 +89,42 @@ def turn(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[A
     return total, put(trace, row, n - 1)
 
 
-def _turn_one_state(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
+def _in_one_pass(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
+    n = trace.shape[1]
+    together = 2 if n % 2 == 0 else 1
+
+    def pass_rows(k, held):
+        total, trace = held
+        begin = k * together
+
+        def rows(values, axis):
+            return jax.lax.dynamic_slice_in_dim(values, begin, together, axis)
+
+        for b in range(together):
+            total = total + _contracted(trace, signal, begin + b)
+        old = total, rows(trace, 1), rows(blocks[0], 1), rows(factors, 2), rows(xs, 1)
+        return total, jax.lax.dynamic_update_slice_in_dim(trace, _advanced(*old), begin, 1)
+
+    start = jnp.zeros_like(_contracted(trace, signal, 0))
+    return jax.lax.fori_loop(0, n // together, pass_rows, (start, trace))
+
+
+def _in_two_passes(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
     total = contract(trace, signal)
-    new = _after(blocks[0], total) * trace  # the sum reads what is overwritten next
+    return total, _advanced(total, trace, blocks[0], factors, xs)
+
+
+def _advanced(total: Any, trace: Any, decay: Any, factors: Any, xs: Any) -> Any:
+    """The new trace of one state, in the place of the old one, which `total` reads before."""
+    new = _after(decay, total) * trace
     for factor, x in zip(factors, xs, strict=True):
         new = new + factor * x
-    return total, new.astype(trace.dtype)
+    return new.astype(trace.dtype)
+
+
+def _cores() -> int:
+    """Cores that XLA shares a loop among."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _after(value: Any, done: Any) -> Any:
