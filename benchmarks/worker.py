@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from .machine import rates
-from .models import abstract_data, data
+from .models import abstract_data, data, network
 from .regimes import Regime
 from .sides import METHODS
 
@@ -79,6 +79,7 @@ class Worker:
 
 
 def _compile(regime: Regime, method: str, options: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    network(regime)  # what initial values take to compile is not compile time
     start = time.perf_counter()
     function, arguments = METHODS[method](regime, **options)
     traced = jax.jit(function).lower(*arguments, *abstract_data(regime))

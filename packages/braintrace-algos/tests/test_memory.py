@@ -4,6 +4,7 @@ import optax
 import pytest
 
 from braintrace_algos import BPTT, D_RTRL, RTRL, UORO, LearnerError, compile
+from braintrace_algos._sequence import auto_fold
 from braintrace_primitives import matmul
 
 F32, B, I, H, O = 4, 3, 4, 5, 2
@@ -31,7 +32,8 @@ def test_bytes_by_purpose(model):
 
 def test_the_fold_and_why(model):
     small = compiled(model).memory_report()
-    assert (small.fold, small.reason) == (16, "no less, though the tape takes more than the traces")
+    assert (small.fold, small.reason) == (64, "no less, though the tape takes more than the traces")
+    assert auto_fold(held=1, per_step=1 << 20, T=160) == (16, small.reason)
     assert small.tape > sum(small.traces.values())
     assert compiled(model).memory_report(steps=9).reason == "the whole sequence"
     fixed = compiled(model, fold=3).memory_report()
@@ -116,7 +118,7 @@ class Gate(brainstate.nn.Module):
 
 @pytest.mark.parametrize("vmap", [False, True])
 @pytest.mark.parametrize(
-    ("size", "fold", "reason"), [(256, 50, "about as much"), (1300, 250, "no more, though"), (8, 10, "no less, though")]
+    ("size", "fold", "reason"), [(256, 50, "about as much"), (1300, 250, "no more, though"), (8, 50, "no less, though")]
 )
 def test_a_fold_takes_the_memory_of_the_traces(size, fold, reason, vmap):
     """Each unit has D, q, b and x, 4 numbers on the tape, and as many in the trace as there are inputs."""

@@ -253,6 +253,10 @@ def check_mask(mask: Any, T: int) -> Any:
     return mask.astype(jnp.result_type(float))
 
 
+_SMALL = 1 << 19
+"""Bytes of a tape that need not be spared."""
+
+
 class Fold(NamedTuple):
     """A number of steps to handle at once, and why so many."""
 
@@ -264,7 +268,7 @@ def auto_fold(held: int, per_step: int, T: int) -> Fold:
     """As many steps as have a tape of the size of the traces: 16 to 256 of them, or 64 where there are no traces.
 
     A fold saves passes over the traces, so that it may take as much memory as they do. Where they are small, 16 steps
-    still keep what is done once for each window from weighing much.
+    still keep what is done once for each window from weighing much; up to 64 are taken while they fit half a megabyte.
 
     Parameters
     ----------
@@ -276,7 +280,8 @@ def auto_fold(held: int, per_step: int, T: int) -> Fold:
     if not held:
         K, reason = 64, "there are no traces"
     elif K < 16:
-        K, reason = 16, "no less, though the tape takes more than the traces"
+        K = min(max(_SMALL // max(per_step, 1), 16), 64)
+        reason = "no less, though the tape takes more than the traces"
     elif K > 256:
         K, reason = 256, "no more, though the tape takes less than the traces"
     else:
