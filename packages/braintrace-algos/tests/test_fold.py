@@ -70,7 +70,7 @@ def test_states_that_none_reads_follow_from_the_last_step(model, data, mistaken,
     D, F, e = rng.normal(size=(K, S, S, B, H)), rng.normal(size=(K, S, B, H)), rng.normal(size=(S, B, I, H))
     x, entry = rng.normal(size=(K, B, I)), jnp.asarray(rng.normal(size=(S, B, H)), jnp.float32)
     if mistaken:
-        monkeypatch.setattr(_trace, "_read_states", lambda own, D: (0,))
+        monkeypatch.setattr(_trace, "read_states", lambda own, D, K: (0,))
     else:
         D[:, :, 1] = 0
     rows = tuple((D[:, s, 0], D[:, s, 1] if mistaken else Known(0)) for s in range(S))

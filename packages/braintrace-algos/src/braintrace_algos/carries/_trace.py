@@ -1,13 +1,13 @@
 """Eligibility traces: one for each marked operation and hidden group that it drives."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._entries import Rows, full, is_zero, matrix, stacked
+from braintrace_algos._entries import Rows, full, matrix, stacked
 from braintrace_algos._factored_rules import FactoredTraceRule, RecentStepsTraceRule, TruncatedTraceRule
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
@@ -15,10 +15,11 @@ from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._sizes import tree_bytes
 from braintrace_algos._step import Derivatives, StepResult, local_derivatives
 from braintrace_algos._truncation import CarryChoice, TruncatedTrace
-from braintrace_compiler import ETraceGraph, Known, LinearMemory, factored_states
+from braintrace_compiler import ETraceGraph, LinearMemory, factored_states
 from braintrace_primitives import TraceRule
 
 from ._base import Carry
+from ._exits import additions, exit_of, exits_in_two, left_behind, read_states, received
 from ._norms import window_norms
 from ._recursion import Recursion, past_signals, state_signals
 
@@ -122,22 +123,22 @@ class TraceCarry(Carry):
         P, PF, signals, new = {}, {}, {}, {}
         for index in plan.traced:
             own = [c for c in plan.couplings if c.group == index]
-            if entry is not None and len(window.scale) > 1 and (read := _read_states(own, tape.D.get(index))):
+            if entry is not None and (read := read_states(own, tape.D.get(index), len(window.scale))):
                 signals[index] = entry[index]
-                new |= self._exit_in_two(plan, index, read, tape, carry, len(window.scale), weights)
+                new |= exits_in_two(plan, index, read, tape, carry, len(window.scale), weights)
                 continue
             enter = None
             if entry is None:
                 enter = (past_signals if plan.signal == "past" else state_signals)(window.signals[index])
             recursion = self.recursion(plan, tape.D.get(index), enter, len(window.scale), index)
-            R, M0 = _received(own, tape.F, recursion)
+            R, M0 = received(own, tape.F, recursion)
             positions, dtype = recursion.positions, recursion.dtype
             signals[index] = stacked(M0[0], positions, dtype) if entry is None else entry[index]
             if index in tape.D:
                 P[index] = matrix(M0[1:], positions, dtype)
             for c in own:
                 sent, *left = R[c.key]
-                shape, PF[c.key] = _left_behind(plan, c, recursion, left)
+                shape, PF[c.key] = left_behind(plan, c, recursion, left)
                 if entry is None:
                     sent = collect(
                         c.feed, full(sent, shape, PF[c.key].dtype), plan.operations[c.operation].y_var.aval.shape
@@ -150,50 +151,8 @@ class TraceCarry(Carry):
         past, turned = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, new)
         new |= turned
         short = _short(plan)
-        new |= {k: _exit_one(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
+        new |= {k: exit_of(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
         return Folded(x, g, past, self._bounded(plan, carry, new, tape.D, len(window.scale)))
-
-    def _exit_in_two(
-        self,
-        plan: Plan,
-        index: int,
-        read: Sequence[int],
-        tape: Derivatives,
-        carry: Any,
-        K: int,
-        weights: Operands,
-    ) -> Any:
-        """Traces at the exit, into a group some of whose states are read by none.
-
-        Such states need no trace to go on: all but the last step are folded for the states `read`, and the last step
-        makes all of them, as D^K times those.
-        """
-        group = plan.transitions[index].group
-        own = {key: uses for key, uses in plan.traces.items() if uses[0].group == index}
-
-        def but_last(entry: Any) -> Any:
-            return entry if isinstance(entry, Known) else entry[:-1]
-
-        D = tuple(tuple(but_last(tape.D[index][s][r]) for r in read) for s in read)
-        recursion = Recursion(D, None, K - 1, len(read), group.varshape, group.dtype)
-        F = {c.key: tuple(but_last(tape.F[c.key][s]) for s in read) for uses in own.values() for c in uses}
-        R, M0 = _received([c for uses in own.values() for c in uses], F, recursion)
-        P = matrix(M0[1:], group.varshape, group.dtype)
-        last = matrix(_at_last([row[r] for r in read] for row in tape.D[index]), group.varshape, group.dtype)
-        earlier = [None if v is None else v[:-1] for v in tape.x]
-        latest = [None if v is None else v[-1:] for v in tape.x]
-        new = {}
-        for key, uses in own.items():
-            PF = {c.key: _left_behind(plan, c, recursion, R[c.key][1:])[1] for c in uses}
-            shapes = {c.key: feed_shape(c.feed, plan.operations[c.operation].y_var.aval.shape) for c in uses}
-            F_last = {c.key: stacked(*_at_last([tape.F[c.key]]), shapes[c.key], PF[c.key].dtype)[None] for c in uses}
-            if isinstance(uses[0].rule, RecentStepsTraceRule):
-                new[key] = _exit_one(plan, uses, carry[key], None, F_last, latest, weights)
-                continue
-            rows = jax.tree.map(lambda v: jnp.stack([v[r] for r in read]), carry[key])
-            before = _exit_one(plan, uses, rows, P, PF, earlier, weights)
-            new[key] = _exit_one(plan, uses, before, last, F_last, latest, weights)
-        return new
 
     def _kept(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> Iterator[tuple[Coupling, Any, Any]]:
         """The steps that are kept of the traces that are cut short, by use of the weight: (R, *x), received (R, *y)."""
@@ -236,10 +195,10 @@ class TraceCarry(Carry):
                 past[key] = _contracted(plan, c, carry[key], signals, weights)
             elif blocks is None:
                 past[key] = _contracted(plan, c, carry[key], signals, weights)
-                new[key] = _exit_one(plan, uses, carry[key], blocks, PF, x, weights)
+                new[key] = exit_of(plan, uses, carry[key], blocks, PF, x, weights)
             else:
                 signal = _signal_of(c, carry[key], signals)
-                added = _added(uses, carry[key], blocks, PF, x)
+                added = additions(uses, carry[key], blocks, PF, x)
                 past[key], new[key] = c.rule.turn(
                     carry[key], signal, *added, weights[c.operation], plan.operations[c.operation].eqn.params
                 )
@@ -290,7 +249,7 @@ class TraceCarry(Carry):
             Inputs of the operations, (K, *x) each.
         """
         return {
-            key: _exit_one(plan, uses, carry[key], P.get(uses[0].group), PF, x, weights)
+            key: exit_of(plan, uses, carry[key], P.get(uses[0].group), PF, x, weights)
             for key, uses in plan.traces.items()
         }
 
@@ -304,51 +263,6 @@ def _short(plan: Plan) -> list[tuple[str, TruncatedTraceRule, tuple[Coupling, ..
 def _whole(plan: Plan) -> Plan:
     """The plan of the other traces."""
     return plan._replace(couplings=tuple(c for c in plan.couplings if not isinstance(c.rule, TruncatedTraceRule)))
-
-
-def _read_states(own: Sequence[Coupling], D: Rows | None) -> tuple[int, ...]:
-    """The states whose past some state reads, where there are others too and all traces can do without these."""
-    if D is None:
-        return ()
-    read = tuple(r for r in range(len(D)) if not all(is_zero(row[r]) for row in D))
-    exact = all(not isinstance(c.rule, (FactoredTraceRule, TruncatedTraceRule)) for c in own)
-    return read if exact and len(read) < len(D) else ()
-
-
-def _at_last(rows: Iterable[Iterable[Any]]) -> list[list[Any]]:
-    """Entries of the last step."""
-    return [[entry if isinstance(entry, Known) else entry[-1] for entry in row] for row in rows]
-
-
-def _left_behind(plan: Plan, c: Coupling, recursion: Recursion, left: Sequence[Any]) -> tuple[tuple[int, ...], Any]:
-    """What each step of a window leaves at its exit, (K, S, *elements), and the shape of an entry."""
-    y = plan.operations[c.operation].y_var.aval
-    shape = (recursion.K, *feed_shape(c.feed, y.shape))
-    return shape, stacked(left, shape, jnp.result_type(recursion.dtype, y.dtype), 1)
-
-
-def _received(
-    own: Sequence[Coupling], derivatives: Mapping[str, Any], recursion: Recursion
-) -> tuple[dict[str, tuple[Any, ...]], Rows]:
-    """M^t F^t at the elements of each coupling of a group, S + 1 entries (K, *elements), and M^0.
-
-    They are made inside the recursion or after it, whichever keeps fewer arrays.
-    """
-    F = {c.key: derivatives[c.key] for c in own}
-
-    def through(M, F):
-        return {c.key: tuple(_through_F(c, row, F[c.key], len(recursion.positions)) for row in M) for c in own}
-
-    if len(own) * recursion.rows_of_arrays() <= recursion.arrays():
-        return recursion.run(through, F)
-    M, M0 = recursion.run(lambda M, _: M, None)
-    return jax.vmap(through)(M, F), M0
-
-
-def _through_F(c: Coupling, row: Sequence[Any], F: Sequence[Any], axes: int) -> Any:
-    """A row of M times F, at the elements that carry the trace."""
-    at = (m if isinstance(m, Known) or m.ndim < axes else spread(c.feed, m, 0) for m in row)
-    return sum(m * f for m, f in zip(at, F, strict=True))
 
 
 def _contracted(plan: Plan, c: Coupling, trace: Any, signals: Mapping[int, Any], weights: Operands) -> dict[str, Any]:
@@ -370,33 +284,6 @@ def _by_operation(plan: Plan, gradients: Mapping[str, dict[str, Any]]) -> list[d
         for name, value in gradients[key].items():
             total[c.operation][name] = total[c.operation].get(name, 0) + value
     return total
-
-
-def _added(uses: Sequence[Coupling], trace: Any, P: Any, PF: Mapping[str, Any], x: Any) -> tuple[Any, Any, Any]:
-    """Blocks (None where nothing is remembered), inputs and factors that a window adds to a trace."""
-    c = uses[0]
-    dtype = jax.tree.leaves(trace)[0].dtype
-    kept = slice(-1, None) if P is None else slice(None)  # without memory only the last step is still there
-    # Each further use of a weight is so many more time steps to the sum.
-    factors = _joined([PF[use.key][kept].astype(dtype) for use in uses])
-    inputs = None if x[c.operation] is None else _joined([x[use.operation][kept] for use in uses])
-    return None if P is None else spread(c.feed, P, 2).astype(dtype), inputs, factors
-
-
-def _exit_one(
-    plan: Plan, uses: Sequence[Coupling], trace: Any, P: Any, PF: Mapping[str, Any], x: Any, weights: Operands
-) -> Any:
-    c = uses[0]
-    rule, params = c.rule, plan.operations[c.operation].eqn.params
-    blocks, inputs, factors = _added(uses, trace, P, PF, x)
-    if blocks is None:
-        added = rule.accumulate(inputs, factors, weights[c.operation], params)
-        return jax.tree.map(lambda old, value: value.astype(old.dtype), trace, added)
-    return rule.advance(trace, blocks, inputs, factors, weights[c.operation], params)
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
 def _struct(aval: Any) -> jax.ShapeDtypeStruct:

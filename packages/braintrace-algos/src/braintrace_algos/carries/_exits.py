@@ -1,0 +1,132 @@
+"""What a window leaves in a trace, by the recursion of its group."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from braintrace_algos._entries import Rows, is_zero, matrix, stacked
+from braintrace_algos._factored_rules import FactoredTraceRule, RecentStepsTraceRule, TruncatedTraceRule
+from braintrace_algos._feeds import feed_shape, spread
+from braintrace_algos._plan import Coupling, Operands, Plan
+from braintrace_algos._step import Derivatives
+from braintrace_compiler import Known
+
+from ._recursion import Recursion
+
+
+def received(
+    own: Sequence[Coupling], derivatives: Mapping[str, Any], recursion: Recursion
+) -> tuple[dict[str, tuple[Any, ...]], Rows]:
+    """M^t F^t at the elements of each coupling of a group, S + 1 entries (K, *elements), and M^0.
+
+    They are made inside the recursion or after it, whichever keeps fewer arrays.
+    """
+    F = {c.key: derivatives[c.key] for c in own}
+
+    def through(M, F):
+        return {c.key: tuple(_through_F(c, row, F[c.key], len(recursion.positions)) for row in M) for c in own}
+
+    if len(own) * recursion.rows_of_arrays() <= recursion.arrays():
+        return recursion.run(through, F)
+    M, M0 = recursion.run(lambda M, _: M, None)
+    return jax.vmap(through)(M, F), M0
+
+
+def _through_F(c: Coupling, row: Sequence[Any], F: Sequence[Any], axes: int) -> Any:
+    """A row of M times F, at the elements that carry the trace."""
+    at = (m if isinstance(m, Known) or m.ndim < axes else spread(c.feed, m, 0) for m in row)
+    return sum(m * f for m, f in zip(at, F, strict=True))
+
+
+def left_behind(plan: Plan, c: Coupling, recursion: Recursion, left: Sequence[Any]) -> tuple[tuple[int, ...], Any]:
+    """What each step of a window leaves at its exit, (K, S, *elements), and the shape of an entry."""
+    y = plan.operations[c.operation].y_var.aval
+    shape = (recursion.K, *feed_shape(c.feed, y.shape))
+    return shape, stacked(left, shape, jnp.result_type(recursion.dtype, y.dtype), 1)
+
+
+def additions(uses: Sequence[Coupling], trace: Any, P: Any, PF: Mapping[str, Any], x: Any) -> tuple[Any, Any, Any]:
+    """Blocks (None where nothing is remembered), inputs and factors that a window adds to a trace."""
+    c = uses[0]
+    dtype = jax.tree.leaves(trace)[0].dtype
+    kept = slice(-1, None) if P is None else slice(None)  # without memory only the last step is still there
+    # Each further use of a weight is so many more time steps to the sum.
+    factors = _joined([PF[use.key][kept].astype(dtype) for use in uses])
+    inputs = None if x[c.operation] is None else _joined([x[use.operation][kept] for use in uses])
+    return None if P is None else spread(c.feed, P, 2).astype(dtype), inputs, factors
+
+
+def exit_of(
+    plan: Plan, uses: Sequence[Coupling], trace: Any, P: Any, PF: Mapping[str, Any], x: Any, weights: Operands
+) -> Any:
+    """The trace of the `uses` of a weight at the exit of a window.
+
+    Parameters
+    ----------
+    P : array (R, S, *positions), or None
+        The transition of the window; None where nothing is remembered.
+    PF : mapping
+        Key -> (K, R, *elements), what each step leaves at the exit.
+    x : sequence
+        Inputs of the operations, (K, *x) each.
+    """
+    c = uses[0]
+    rule, params = c.rule, plan.operations[c.operation].eqn.params
+    blocks, inputs, factors = additions(uses, trace, P, PF, x)
+    if blocks is None:
+        added = rule.accumulate(inputs, factors, weights[c.operation], params)
+        return jax.tree.map(lambda old, value: value.astype(old.dtype), trace, added)
+    return rule.advance(trace, blocks, inputs, factors, weights[c.operation], params)
+
+
+def read_states(own: Sequence[Coupling], D: Rows | None, K: int) -> tuple[int, ...]:
+    """The states whose past some state reads, if a window is best folded for these alone, by `exits_in_two`."""
+    if D is None or K == 1 or any(isinstance(c.rule, (FactoredTraceRule, TruncatedTraceRule)) for c in own):
+        return ()
+    read = tuple(r for r in range(len(D)) if not all(is_zero(row[r]) for row in D))
+    return read if len(read) < len(D) else ()
+
+
+def exits_in_two(
+    plan: Plan, index: int, read: Sequence[int], tape: Derivatives, carry: Any, K: int, weights: Operands
+) -> dict[str, Any]:
+    """The traces into a group at the exit of a window, where some states are read by none.
+
+    Such states are not needed to go on: all steps but the last are folded for the states `read`, and the last step
+    makes all states of those, ε^K = D^K ε^{K-1} + F^K ∂y/∂w.
+    """
+    group = plan.transitions[index].group
+    own = {key: uses for key, uses in plan.traces.items() if uses[0].group == index}
+    couplings = [c for uses in own.values() for c in uses]
+    D, F = tape.D[index], tape.F
+
+    def entries(row: Sequence[Any], steps: Any) -> tuple[Any, ...]:
+        return tuple(entry if isinstance(entry, Known) else entry[steps] for entry in row)
+
+    before, last = slice(-1), slice(-1, None)
+    D_before = tuple(entries([D[s][r] for r in read], before) for s in read)
+    F_before = {c.key: entries([F[c.key][s] for s in read], before) for c in couplings}
+    recursion = Recursion(D_before, None, K - 1, len(read), group.varshape, group.dtype)
+    R, M0 = received(couplings, F_before, recursion)
+    P_before = matrix(M0[1:], group.varshape, group.dtype)
+    P_last = matrix([entries([row[r] for r in read], -1) for row in D], group.varshape, group.dtype)
+    x_before, x_last = ([None if v is None else v[steps] for v in tape.x] for steps in (before, last))
+    exits = {}
+    for key, uses in own.items():
+        PF_before, PF_last = {}, {}
+        for c in uses:
+            shape, PF_before[c.key] = left_behind(plan, c, recursion, R[c.key][1:])
+            PF_last[c.key] = stacked(entries(F[c.key], last), (1, *shape[1:]), PF_before[c.key].dtype, 1)
+        if isinstance(uses[0].rule, RecentStepsTraceRule):
+            exits[key] = exit_of(plan, uses, carry[key], None, PF_last, x_last, weights)
+            continue
+        rows = jax.tree.map(lambda v: jnp.stack([v[r] for r in read]), carry[key])
+        rows = exit_of(plan, uses, rows, P_before, PF_before, x_before, weights)
+        exits[key] = exit_of(plan, uses, rows, P_last, PF_last, x_last, weights)
+    return exits
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
