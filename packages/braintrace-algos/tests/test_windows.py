@@ -174,3 +174,39 @@ def test_unfit_windows_are_refused(model, data, loss):
         learner(MultiStepData(data[0]), data[0])
     with pytest.raises(LearnerError, match="chunk_size"):
         learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(x), y), chunk_size=0)
+
+
+class TwiceDriven(brainstate.nn.Module):
+    """Like an LSTM: no state reads h position by position. One weight is used twice, another reaches h alone."""
+
+    def __init__(self):
+        super().__init__()
+        keys = jax.random.split(jax.random.key(0), 2)
+        self.w, self.gate = (brainstate.ParamState(jax.random.normal(k, (6, 4))) for k in keys)
+
+    def init_state(self, batch_size, **_):
+        self.c, self.h = (brainstate.HiddenState(jnp.zeros((batch_size, 4))) for _ in range(2))
+
+    def update(self, x):
+        z = jnp.concatenate([x, self.h.value], -1)
+        u = matmul(z, self.w.value) + jnp.tanh(matmul(0.3 * z, self.w.value))
+        self.c.value = jax.nn.sigmoid(u) * self.c.value + jnp.sin(u)
+        self.h.value = jax.nn.sigmoid(matmul(z, self.gate.value)) * jnp.tanh(self.c.value)
+        return self.h.value
+
+
+def test_traces_of_states_that_none_reads_are_those_of_single_steps(distance):
+    xs = jax.random.normal(jax.random.key(1), (5, 3, 2))
+    learner = compile(TwiceDriven(), D_RTRL, xs[0], batch_size=3, vjp_method="multi-step")
+    for x in xs:
+        learner(x)
+    expected = learner.etraces.value
+    assert {name for trace in expected.values() for name in trace} == {
+        "weight",
+        "factor",
+        "x",
+    }  # the gate keeps factors
+    learner.reset_state()
+    for window in (xs[:3], xs[3:]):
+        learner(MultiStepData(window))
+    assert distance(learner.etraces.value, expected) < 1e-6
