@@ -140,4 +140,6 @@ def docs(session: nox.Session) -> None:
     """Build the site into docs/_build/html; its pages run, and a warning is an error."""
     install_packages(session)
     session.install(*DOCS_TOOLS, *FRAMEWORKS)
-    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs, env=ENV)
+    session.run(
+        "sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs, env=ENV
+    )
