@@ -21,7 +21,18 @@ from ._jaxpr import Jaxpr, JaxprEqn, Opening, Var, inline
 
 @functools.lru_cache(maxsize=32)
 def with_way_back(program: Jaxpr) -> Jaxpr:
-    """`program`, to be differentiated as the body of a loop in which the weights stay as they are."""
+    """A program as the body of a loop that is differentiated backwards, in which the weights stay as they are.
+
+    Parameters
+    ----------
+    program : Jaxpr
+        Without constants.
+
+    Returns
+    -------
+    Jaxpr
+        With the same values and derivatives.
+    """
     joined: dict[Any, Sequence[Any]] = {}
 
     def remember(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
@@ -32,7 +43,8 @@ def with_way_back(program: Jaxpr) -> Jaxpr:
     def product(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         x, w, *bias = operands
         pieces = joined.get(x, [x]) if isinstance(x, Var) else [x]
-        return opening.apply(_product(len(pieces)), *pieces, w, *bias, source=eqn)
+        multiply = functools.partial(eqn.primitive.evaluate, **eqn.params)
+        return opening.apply(_product(multiply, len(pieces)), *pieces, w, *bias, source=eqn)
 
     def expand(eqn: JaxprEqn) -> Callable[..., Sequence[Any]] | None:
         if eqn.primitive is concatenate_p and eqn.params["dimension"] == eqn.outvars[0].aval.ndim - 1:
@@ -44,13 +56,12 @@ def with_way_back(program: Jaxpr) -> Jaxpr:
     return inline(program, (), expand)[0]
 
 
-def _product(count: int) -> Callable[..., Any]:
-    """``concatenate(pieces) @ w + bias`` as a function of `count` pieces, w and perhaps a bias."""
+def _product(multiply: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """``multiply(concatenate(pieces), w, ...)`` as a function of `count` pieces, w and perhaps a bias."""
 
     def plain(*operands: Any) -> Any:
-        pieces, (w, *bias) = operands[:count], operands[count:]
-        y = (pieces[0] if count == 1 else jnp.concatenate(pieces, -1)) @ w
-        return y + bias[0] if bias else y
+        pieces = operands[:count]
+        return multiply(pieces[0] if count == 1 else jnp.concatenate(pieces, -1), *operands[count:])
 
     def backward(operands: Any, g: Any) -> Any:
         pieces, w = operands[:count], operands[count]

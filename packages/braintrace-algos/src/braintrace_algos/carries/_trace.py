@@ -120,12 +120,12 @@ class TraceCarry(Carry):
         tape: Derivatives = window.tape
         driving = {c.operation for c in plan.couplings} if plan.signal == "state" else ()
         g = [jnp.zeros_like(b) if k in driving else b for k, b in enumerate(window.b)]
-        P, PF, signals, new = {}, {}, {}, {}
+        P, PF, signals, known = {}, {}, {}, {}
         for index in plan.traced:
             own = [c for c in plan.couplings if c.group == index]
             if entry is not None and (read := read_states(own, tape.D.get(index), len(window.scale))):
                 signals[index] = entry[index]
-                new |= exits_in_two(plan, index, read, tape, carry, len(window.scale), weights)
+                known |= exits_in_two(plan, index, read, tape, carry, len(window.scale), weights)
                 continue
             enter = None
             if entry is None:
@@ -148,8 +148,7 @@ class TraceCarry(Carry):
         for c, xs, gs in self._kept(plan, carry, signals):
             x[c.operation] = jnp.concatenate([xs.astype(x[c.operation].dtype), x[c.operation]])
             g[c.operation] = jnp.concatenate([gs.astype(g[c.operation].dtype), g[c.operation]])
-        past, turned = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, new)
-        new |= turned
+        past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, known)
         short = _short(plan)
         new |= {k: exit_of(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
         return Folded(x, g, past, self._bounded(plan, carry, new, tape.D, len(window.scale)))
@@ -186,16 +185,14 @@ class TraceCarry(Carry):
     ) -> tuple[list[dict[str, Any]], Any]:
         """`entry_gradient` and `_exit` of a window at once: a rule may need one pass for both.
 
-        The exit of the traces in `known` is not asked for.
+        The traces in `known` are those at the exit already.
         """
         past, new = {}, {}
         for key, uses in plan.traces.items():
             c, blocks = uses[0], P.get(uses[0].group)
-            if key in known:
+            if blocks is None or key in known:
                 past[key] = _contracted(plan, c, carry[key], signals, weights)
-            elif blocks is None:
-                past[key] = _contracted(plan, c, carry[key], signals, weights)
-                new[key] = exit_of(plan, uses, carry[key], blocks, PF, x, weights)
+                new[key] = known[key] if key in known else exit_of(plan, uses, carry[key], None, PF, x, weights)
             else:
                 signal = _signal_of(c, carry[key], signals)
                 added = additions(uses, carry[key], blocks, PF, x)

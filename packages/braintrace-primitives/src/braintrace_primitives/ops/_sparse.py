@@ -191,10 +191,11 @@ def sparse_matmul(
     -----
     The product is a gather and a scatter of JAX on every backend, the cost of which grows with nnz, and needs no
     optional package. For batches of 8 and more and 1/24 and more of the entries of a matrix of up to 2^22 elements a
-    dense product is faster and takes their place, in which an input that is not finite makes every output NaN. The row
-    kernels of brainevent 0.3.0 were measured against gather and scatter on CPU, where they are compiled by numba (300
-    to 4000 units, 1 to 10 % of entries, forward): 0.8 to 6 times their time for one sample in a loop, 3 to 7 times for
-    a batch of 32. So brainevent's matrices are welcome as patterns and its kernels are not called.
+    dense product is faster and takes their place; an input that is not finite then reaches, as NaN, outputs that it
+    is not connected to. The row kernels of brainevent 0.3.0 were measured against gather and scatter on CPU, where
+    they are compiled by numba (300 to 4000 units, 1 to 10 % of entries, forward): 0.8 to 6 times their time for one
+    sample in a loop, 3 to 7 times for a batch of 32. So brainevent's matrices are welcome as patterns and its kernels
+    are not called.
 
     Examples
     --------
