@@ -180,6 +180,22 @@ def test_a_modulator_that_is_the_signal_gives_the_symmetric_rule():
     close(np.asarray(grads["W",]), expected)
 
 
+@pytest.mark.parametrize("vmap", [False, True])
+def test_a_modulator_of_a_wrong_shape_is_refused_wherever_it_comes_from(vmap):
+    def learner(modulator):
+        return compile(LeakyTanh(), "three_factor", XS[0], batch_size=B, vmap=vmap, modulator=modulator)
+
+    wrong, states = np.zeros(H + 1), rf"states, \*positions\) = \(1, {'' if vmap else f'{B}, '}{H}\)"
+    with pytest.raises(LearnerError, match=states):
+        learner(wrong)
+    standing = learner(np.zeros((B, 1)))
+    with pytest.raises(LearnerError, match=rf"found: *f32\[{H + 1}\][\s\S]*f32\[{B},1\]"):
+        standing(XS[0], modulator=wrong)
+    standing.modulator.value = wrong
+    with pytest.raises(LearnerError, match=states):
+        standing(XS[0])
+
+
 @pytest.mark.parametrize("options", [{"window": 1}, {"window": 3}, {"window": 2, "vmap": True}])
 def test_rtrl_is_exact(options):
     expected = gradient("bptt")[2]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from braintrace_algos import D_RTRL, LearnerError, LearnerTypeError, MultiStepData, _learner, _windows, compile
-from braintrace_primitives import matmul
+from braintrace_primitives import lora_matmul, matmul
 
 
 def test_gradients_of_single_calls_add_up_to_bptt_where_the_rule_is_exact(model, data, loss, bptt, distance):
@@ -242,6 +242,30 @@ def test_clones_of_a_learner_that_was_used_have_states_of_their_own(data, clone)
     assert learner.model.h.value is before
     T = len(xs)
     assert (int(learner.running_index.value), int(used.running_index.value)) == (1 + T, 2 + 2 * T)
+
+
+class LowRank(brainstate.nn.Module):
+    """Two square factors, whose names come in another order than the operation takes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState({"B": jnp.eye(4), "A": jnp.arange(16.0).reshape(4, 4) / 9})
+
+    def init_state(self, batch_size=None):
+        self.h = brainstate.HiddenState(jnp.zeros((batch_size, 4)))
+
+    def update(self, x):
+        self.h.value = jnp.tanh(0.5 * self.h.value + lora_matmul(x, self.w.value["B"], self.w.value["A"]))
+        return self.h.value
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, brainstate.graph.clone])
+def test_clones_have_the_gradient_of_the_original(data, clone, distance):
+    xs, _ = data
+    learner = compile(LowRank(), D_RTRL, xs[0], batch_size=xs.shape[1])
+    twin = clone(learner)
+    expected, found = (f.etrace_grad(xs, step_fn=lambda x, f=f: (f(x) ** 2).sum()) for f in (learner, twin))
+    assert distance(found, expected) < 1e-6
 
 
 def test_windows_and_sequences_without_gradient_are_compiled_once(model, data, monkeypatch):

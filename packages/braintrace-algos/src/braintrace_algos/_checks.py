@@ -62,6 +62,12 @@ def describe(value: Any) -> str:
     return f"{short}[{','.join(map(str, value.shape))}]"
 
 
+def broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether an array of `shape` broadcasts to `target`."""
+    pairs = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in pairs)
+
+
 def check_arguments(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     """The data among the arguments of one step, if they are shaped as those the model was compiled with."""
     minfo = plan.graph.module_info

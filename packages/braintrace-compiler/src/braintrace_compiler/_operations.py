@@ -1,6 +1,7 @@
 """Marked operations, and the way from their weight operands back to parameters."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from braintrace_primitives import ETPPrimitiveSpec, get_primitive_spec
@@ -30,7 +31,7 @@ class MarkedOperation(NamedTuple):
     eqn : JaxprEqn
     spec : ETPPrimitiveSpec
     weight_vars : mapping
-        Trainable name -> the operand.
+        Trainable name -> the operand, in the order of the operands.
     weight_paths : mapping
         Trainable name -> paths of the parameters behind that operand; none behind a constant.
     source : str
@@ -157,7 +158,9 @@ def _all_operations(minfo: ModuleInfo) -> Iterator[MarkedOperation]:
         operands = {n: v for n, v in operands.items() if not isinstance(v, Literal)}
         inputs = {n: _behind(v, producers)[0] for n, v in operands.items()}
         paths = {n: tuple(dict.fromkeys(parameter_of[v] for v in vs if v in parameter_of)) for n, vs in inputs.items()}
-        yield MarkedOperation(eqn, spec, operands, paths, source_line(eqn), minfo.looped.get(eqn.outvars[0]))
+        # Copies of a learner walk through dicts as pytrees, and give their entries back in alphabetical order.
+        ordered = MappingProxyType(operands), MappingProxyType(paths)
+        yield MarkedOperation(eqn, spec, *ordered, source_line(eqn), minfo.looped.get(eqn.outvars[0]))
 
 
 def _without_parameter(eqn: JaxprEqn) -> CompilationRecord:

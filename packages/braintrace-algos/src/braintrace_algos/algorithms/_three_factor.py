@@ -5,7 +5,8 @@ from typing import Any
 import brainstate
 import jax.numpy as jnp
 
-from braintrace_algos._checks import check_choice
+from braintrace_algos._checks import broadcasts, check_choice, describe
+from braintrace_algos._errors import LearnerError
 from braintrace_algos._learner import OnlineLearner
 from braintrace_algos.carries import Carry, ModulatedTraceCarry
 
@@ -22,7 +23,9 @@ class ThreeFactor(OnlineLearner):
     ----------
     modulator : scalar or array
         Standing value until another is given: by assigning ``learner.modulator.value``, which works under `jit`, or by
-        ``learner(x, modulator=m)``, which makes m the standing value.
+        ``learner(x, modulator=m)``, which makes m the standing value. Its shape stays. An array must broadcast, as in
+        NumPy, to (states, *positions) of every group: one value for each of B samples is of shape (B, 1), and of shape
+        (B,) where a single-sample model is mapped over the batch.
     **options
         Of `OnlineLearner`.
 
@@ -47,15 +50,29 @@ class ThreeFactor(OnlineLearner):
     def _make_carry(self) -> Carry:
         return ModulatedTraceCarry(self.modulator)
 
-    def update(self, *args: Any, modulator: Any = None) -> Any:
+    def update(self, *args: Any, modulator: Any = None, **kwargs: Any) -> Any:
         """One time step; see `OnlineLearner.update`.
 
         Parameters
         ----------
         modulator : scalar or array, optional
-            The modulator from this step on.
+            The modulator from this step on; broadcasts to the shape of the standing one.
+
+        Raises
+        ------
+        LearnerError
+            If it does not.
         """
         if modulator is not None:
             old = self.modulator.value
-            self.modulator.value = jnp.broadcast_to(jnp.asarray(modulator, old.dtype), old.shape)
-        return super().update(*args)
+            new = jnp.asarray(modulator, old.dtype)
+            if not broadcasts(new.shape, old.shape):
+                raise LearnerError(
+                    "The modulator has another shape than the standing one.",
+                    where="learner(x, modulator=m)",
+                    found=describe(new),
+                    expected=f"a scalar, or a shape that broadcasts to that of {describe(old)}",
+                    fix=f"begin with one of the shape it will have: compile(..., modulator=jnp.zeros({new.shape}))",
+                )
+            self.modulator.value = jnp.broadcast_to(new, old.shape)
+        return super().update(*args, **kwargs)

@@ -7,6 +7,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
+from braintrace_algos._checks import broadcasts, describe
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
@@ -128,7 +129,7 @@ class ModulatedTraceCarry(TraceCarry):
         self.modulator = modulator
 
     def observe(self, plan: Plan, result: StepResult) -> Modulated:
-        value = jnp.asarray(self.modulator.value)
+        value = self._value(plan)
         if plan.batch is not None and value.ndim == 0:
             value = jnp.broadcast_to(value, (plan.batch,))
         return Modulated(*super().observe(plan, result), value)
@@ -140,7 +141,7 @@ class ModulatedTraceCarry(TraceCarry):
         return super().truncated(plan, carry["trace"])
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
-        value = jnp.asarray(self.modulator.value)
+        value = self._value(plan)
         one = value if plan.batch is None or value.ndim == 0 else value[0]
         return {"trace": super().init(plan, dtype), "modulator": jnp.zeros_like(one)}
 
@@ -170,19 +171,30 @@ class ModulatedTraceCarry(TraceCarry):
         trace = super().advance(plan, Derivatives(*tape[:3]), carry["trace"], weights, theta)
         return {"trace": trace, "modulator": tape.modulator}
 
+    def _value(self, plan: Plan) -> Any:
+        """The standing modulator, if it fits every traced group."""
+        value = jnp.asarray(self.modulator.value)
+        copies = () if plan.batch is None else (plan.batch,)
+        for index in plan.traced:
+            expected = (plan.num_states(index), *plan.transitions[index].group.varshape)
+            if value.ndim == 0 or (
+                value.shape[: len(copies)] == copies and broadcasts(value.shape[len(copies) :], expected)
+            ):
+                continue
+            lead = "" if plan.batch is None else f"(batch, ...) = ({plan.batch}, ...), with ... "
+            raise LearnerError(
+                "The modulator does not broadcast to the states of a group.",
+                where=f"modulator; group {index} of {[list(p) for p in plan.transitions[index].group.hidden_paths]}",
+                found=describe(value),
+                expected=f"a scalar, or a shape {lead}that broadcasts to (states, *positions) = {expected}",
+                fix="add axes of length 1 for the positions: m[:, None] for one value of each sample of a batch",
+            )
+        return value
+
     def _expand(self, plan: Plan, modulator: Any) -> dict[int, Any]:
         """The modulator at every state and position of every traced group."""
         expanded = {}
         for index in plan.traced:
             group = plan.transitions[index].group
-            shape = (plan.num_states(index), *group.varshape)
-            try:
-                expanded[index] = jnp.broadcast_to(modulator, shape).astype(group.dtype)
-            except ValueError:
-                raise LearnerError(
-                    "The modulator does not broadcast to the states of a group.",
-                    where=f"group {index} of {[list(p) for p in group.hidden_paths]}",
-                    found=f"a modulator of shape {jnp.shape(modulator)}",
-                    expected=f"a scalar, or a shape that broadcasts to (states, *positions) = {shape}",
-                ) from None
+            expanded[index] = jnp.broadcast_to(modulator, (plan.num_states(index), *group.varshape)).astype(group.dtype)
         return expanded
