@@ -82,6 +82,11 @@ def test_identity_survives_vmap_over_the_input():
     assert jnp.allclose(jax.vmap(f)(stacked), want, atol=1e-5)
 
 
+def test_copies_of_a_convolution_without_output():
+    x, kernels = jnp.ones((2, 3, 4)), jnp.ones((5, 6, 3, 7))
+    assert jax.vmap(lambda k: bp.conv(x, k, padding="VALID"))(kernels).shape == (5, 2, 6, 0)
+
+
 def test_mixed_dtypes_promote():
     y = bp.conv(IMAGE.astype(jnp.bfloat16), KERNEL, dimension_numbers=LAYOUT)
     assert y.dtype == jnp.float32

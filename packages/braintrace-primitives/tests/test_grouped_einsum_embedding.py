@@ -83,6 +83,15 @@ def test_embedding(indices):
     assert eqn.primitive is (bp.etp_emb_p if indices.ndim else bp.etp_emb_v_p)
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])
+def test_narrow_indices_reach_into_tables_of_more_rows_than_they_count(dtype):
+    table, indices = jnp.arange(300.0)[:, None], jnp.array([1, -1], jnp.int8).astype(dtype)
+    want = [1.0, 299.0 if dtype == jnp.int8 else 255.0]
+    assert bp.embedding(indices, table).ravel().tolist() == want
+    gradient = jax.grad(lambda table: bp.embedding(indices, table).sum())(table).ravel()
+    assert jnp.flatnonzero(gradient).tolist() == want
+
+
 def test_an_index_beyond_the_table_is_not_a_number_and_teaches_nothing():
     indices = jnp.array([1, 5])
     assert jnp.isnan(bp.embedding(indices, TABLE)[1]).all()

@@ -27,6 +27,12 @@ def test_functions_of_the_weights():
     assert jnp.allclose(got, X @ jnp.tanh(B) @ jnp.sin(A) + jnp.cos(BIAS), atol=1e-4)
 
 
+def test_copies_of_half_precision_factors_are_not_rounded_to_half_precision():
+    b, a = (jnp.stack([w, -w]).astype(jnp.bfloat16) for w in (B, A))
+    got = jax.vmap(lambda b, a: bp.lora_matmul(X, b, a))(b, a)
+    assert jnp.allclose(got, jnp.stack([bp.lora_matmul(X, *pair) for pair in zip(b, a, strict=True)]), atol=1e-4)
+
+
 def test_a_window_forms_no_array_of_the_full_size():
     program = jax.make_jaxpr(lambda xs, gs: RULE.pullback(xs, WEIGHTS, gs, params(True)))(XS, FACTORS[:, 0])
     assert not [v for e in program.eqns for v in e.outvars if v.aval.size == 50 * 40]

@@ -54,7 +54,7 @@ class RepeatedTraceRule(TraceRule):
 
 def _flat(values: Any) -> Any:
     """Time and iterations as one axis."""
-    return values.reshape(-1, *values.shape[2:])
+    return values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])
 
 
 def _single(stacked: Any) -> jax.ShapeDtypeStruct:

@@ -50,7 +50,8 @@ def _of_copies(operands, axes, params):
         kernel = _joined(kernel, k_axis, copies, numbers.rhs_spec[0])
         y = etp_conv_p.bind(x, kernel, **{**params, kind: copies * params[kind]})
         channel = y.ndim - rank + numbers.out_spec[1]
-        y = jnp.moveaxis(y.reshape(*y.shape[:channel], copies, -1, *y.shape[channel + 1 :]), channel, lead)
+        own = copies, y.shape[channel] // copies
+        y = jnp.moveaxis(y.reshape(*y.shape[:channel], *own, *y.shape[channel + 1 :]), channel, lead)
     for b, axis in zip(bias, bias_axis, strict=True):
         y = add_copies(y, b, axis, lead)
     return y, lead
@@ -61,7 +62,7 @@ def _joined(array, axis, copies, place):
     if axis is None:
         array, axis = jnp.broadcast_to(array, (copies, *array.shape)), 0
     array = jnp.moveaxis(array, axis, place)
-    return array.reshape(*array.shape[:place], -1, *array.shape[place + 2 :])
+    return array.reshape(*array.shape[:place], copies * array.shape[place + 1], *array.shape[place + 2 :])
 
 
 etp_conv_p = register_primitive(

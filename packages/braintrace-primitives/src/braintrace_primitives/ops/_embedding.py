@@ -122,5 +122,7 @@ def embedding(indices: Any, weight: Any, *, weight_fn: Callable[[Any], Any] | No
             expected="an integer dtype",
             fix="use matmul for a floating input",
         )
+    if indices.dtype.itemsize < 4:  # JAX computes with the number of rows in the dtype of the indices
+        indices = indices.astype(jnp.int32)
     primitive = etp_emb_v_p if indices.ndim == 0 else etp_emb_p
     return join(primitive.bind(indices, w), part.unit, part.kind)

@@ -93,6 +93,7 @@ def _lora_matmul(x, B, A, bias=None, *, alpha, has_bias, carry_b):
 def _of_copies(operands, axes, params):
     """Copies of a product, by their effective weights, whose trace is that of B; without it, by A."""
     (x, b, a, *bias), (x_axis, b_axis, a_axis, *bias_axis) = operands, axes
+    b, a = (factor.astype(jnp.result_type(x, b, a)) for factor in (b, a))
     thin = functools.partial(_scaled_product, alpha=params["alpha"])
     if params["carry_b"]:
         a, a_axis = _mapped(thin, (b, a), (b_axis, a_axis))
