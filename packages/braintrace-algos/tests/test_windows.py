@@ -72,6 +72,20 @@ def test_chunks_are_windows_of_the_call(recurrent_model, data, loss, distance, v
     assert jax.tree.structure(same) == jax.tree.structure(expected)
 
 
+def test_chunks_of_a_random_sketch_draw_once_for_each_window(recurrent_model, data, loss, distance):
+    def gradient(step, chunk_size=None, **options):
+        learner = compile(recurrent_model, "uoro", data[0][0], batch_size=data[0].shape[1], key=1, **options)
+        learner.reset_state()
+        return learner.etrace_grad(*data, step_fn=lambda *xy: step(learner, *xy), chunk_size=chunk_size)
+
+    def losses(learner, x, y):
+        return ((learner(MultiStepData(x)) - y) ** 2).mean((1, 2))
+
+    expected = gradient(lambda learner, x, y: loss(learner(x), y), window=3)
+    assert distance(gradient(losses, chunk_size=3), expected) < 1e-5
+    assert distance(gradient(losses, chunk_size=2), expected) > 1e-2
+
+
 def test_chunks_make_one_program_in_every_run(recurrent_model, data):
     """It must not depend on where objects lie in memory, or the compilation cache on disk never finds it again."""
 

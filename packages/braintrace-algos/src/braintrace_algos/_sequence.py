@@ -19,6 +19,7 @@ from ._functional import CompiledCall
 from ._plan import Plan
 from ._progress import Progress
 from ._sizes import tape_bytes, tree_bytes
+from ._step_functions import Places, key_of
 
 
 class SequenceDrivers:
@@ -49,7 +50,9 @@ class SequenceDrivers:
 
         Hidden states, traces and everything else that `step_fn` touches advance by T steps; call `reset_state` first
         where a sequence begins. The work is compiled once for each `step_fn`, shapes and options, as by `jax.jit`;
-        what `step_fn` takes from its surroundings is then fixed, unless it is a `brainstate.State`.
+        what `step_fn` takes from its surroundings may be fixed by then, unless it is a `brainstate.State`. Functions
+        made anew from the same code (a lambda in a loop) are one where they provably read the same values around
+        them; otherwise each is compiled, and a warning tells so in time.
 
         Parameters
         ----------
@@ -171,8 +174,9 @@ class SequenceDrivers:
         settings: Any = jax.config
         leaves, tree = jax.tree.flatten(sequences)
         shapes = tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
-        key = (id(self), step_fn, options, bar is not None, shapes, settings.jax_enable_x64)
-        driver = self._drivers.get(key, make)
+        precision = settings.jax_enable_x64, settings.jax_default_matmul_precision
+        use = (id(self), options, bar is not None, shapes, precision)
+        driver = self._drivers.get((key_of(step_fn, self), use), make, lambda: self._drivers.places.count(step_fn, use))
         if bar is not None:
             driver.bar.begin()
         return driver
@@ -189,7 +193,7 @@ class DriverCache:
     """What a learner used last, compiled drivers and sizes; opaque to walks over the learner's states."""
 
     def __init__(self, size: int = 16):
-        self._size, self._kept = size, {}
+        self._size, self._kept, self.places = size, {}, Places()
         self._measured: tuple[Plan, tuple[int, int]] | None = None
 
     def __deepcopy__(self, memo: Any) -> "DriverCache":
@@ -202,9 +206,11 @@ class DriverCache:
             self._measured = plan, (held, tape_bytes(plan))
         return self._measured[1]
 
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The driver kept under `key` if it still fits, or a new one."""
+    def get(self, key: Any, make: Callable[[], Any], before: Callable[[], None] = lambda: None) -> Any:
+        """The driver kept under `key` if it still fits, or a new one; `before` is called first where there is none."""
         cached = self._kept.pop(key, None)
+        if cached is None:
+            before()
         self._kept[key] = cached if cached is not None and cached.fits() else make()
         if len(self._kept) > self._size:
             self._kept.pop(next(iter(self._kept)))

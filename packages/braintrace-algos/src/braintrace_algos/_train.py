@@ -208,8 +208,10 @@ class Training(SequenceDrivers):
             every = min(update_every, T)
             return TrainingDriver(driver, rule, every, reduction == "mean", masked, tuple(callbacks))
 
-        options = (rule, update_every, reduction, masked, tuple(callbacks), has_aux, length)
-        history = self._cached(make, step_fn, sequences, bar, *options)(sequences, mask)
+        options = (rule, update_every, reduction, masked, bool(callbacks), has_aux, length)
+        driver = self._cached(make, step_fn, sequences, bar, *options)
+        driver.callbacks = tuple(callbacks)
+        history = driver(sequences, mask)
         if callbacks:
             jax.effects_barrier()
         return history
