@@ -12,7 +12,7 @@ from braintrace_primitives._jax_compat import while_p
 from ._feeds import ConstantFactors, Feed, FeedKind, LocalTransition
 from ._jaxpr import Jaxpr, Literal, build_jaxpr, eval_jaxpr, make_jaxpr_without_consts, needed
 from ._operations import MarkedOperation
-from ._positions_constants import Constants, at_compile_time
+from ._positions_constants import Constants, evaluated
 
 
 def find_constant_factors(transition: LocalTransition, feeds: Sequence[Feed], known: Constants) -> ConstantFactors:
@@ -94,7 +94,7 @@ def constant_outputs(function: Callable[..., Sequence[Any]], avals: Iterable[Any
     if not outputs:
         return [None] * len(known)
     part = build_jaxpr(lead, outputs, needed(program.eqns, outputs), like=program)
-    values = iter(at_compile_time(eval_jaxpr, part, *consts))
+    values = iter(evaluated(part, *consts))
     return [next(values) if is_known else None for is_known in known]
 
 

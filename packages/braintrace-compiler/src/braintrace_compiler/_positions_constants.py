@@ -5,8 +5,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 
-from braintrace_primitives._jax_compat import Jaxpr, JaxprEqn, Literal, Var, build_jaxpr, eval_jaxpr
+from braintrace_primitives._jax_compat import (
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    add_jaxvals_p,
+    build_jaxpr,
+    eval_jaxpr,
+)
 
 
 class Constants:
@@ -72,7 +81,7 @@ class Constants:
                     pending.extend(eqn.invars)
         eqns = [needed[order] for order in sorted(needed)]
         program = build_jaxpr(list(leaves), [var], eqns, like=self._jaxpr)
-        return at_compile_time(eval_jaxpr, program, *leaves.values())[0]
+        return evaluated(program, *leaves.values())[0]
 
 
 class _Nested(Constants):
@@ -92,3 +101,45 @@ def at_compile_time(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` on concrete values, inside an outer trace too."""
     with jax.ensure_compile_time_eval():
         return jax.tree.map(np.asarray, function(*args))
+
+
+def evaluated(program: Jaxpr, *values: Any) -> list[np.ndarray]:
+    """The outputs of a program on concrete values, inside an outer trace too.
+
+    Few and simple equations are left to NumPy: XLA would compile a program for each, which takes longer than all else.
+    """
+    if not all(map(_is_simple, program.eqns)):
+        return at_compile_time(eval_jaxpr, program, *values)
+    env = dict(zip(program.invars, map(np.asarray, values), strict=True))
+
+    def read(atom: Any) -> np.ndarray:
+        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else env[atom]
+
+    with np.errstate(all="ignore"):
+        for eqn in program.eqns:
+            operands = [read(atom) for atom in eqn.invars]
+            is_broadcast = eqn.primitive is lax.broadcast_in_dim_p
+            env[eqn.outvars[0]] = (
+                _broadcast(*operands, **eqn.params) if is_broadcast else _UFUNCS[eqn.primitive](*operands)
+            )
+    return [read(v) for v in program.outvars]
+
+
+def _is_simple(eqn: JaxprEqn) -> bool:
+    if eqn.primitive is not lax.broadcast_in_dim_p and eqn.primitive not in _UFUNCS:
+        return False
+    return len({atom.aval.dtype for atom in (*eqn.invars, *eqn.outvars)}) == 1
+
+
+def _broadcast(value: np.ndarray, *, shape: Sequence[int], broadcast_dimensions: Sequence[int], **_: Any) -> np.ndarray:
+    size_of = dict(zip(broadcast_dimensions, value.shape, strict=True))
+    return np.broadcast_to(value.reshape([size_of.get(axis, 1) for axis in range(len(shape))]), shape)
+
+
+_UFUNCS: dict[Any, Callable[..., Any]] = {
+    add_jaxvals_p: np.add,
+    lax.add_p: np.add,
+    lax.mul_p: np.multiply,
+    lax.neg_p: np.negative,
+    lax.sub_p: np.subtract,
+}
