@@ -201,7 +201,10 @@ def scan_windows(advance: Callable[..., Any], carry: Any, steps: Any, K: int) ->
         def window(carry, start):  # a slice at a time: cutting off the rest would copy the sequence
             return advance(carry, jax.tree.map(lambda v: jax.lax.dynamic_slice_in_dim(v, start, K), steps))
 
-        carry, out = jax.lax.scan(window, carry, K * jnp.arange(whole))
+        if T % K:
+            carry, out = jax.lax.scan(window, carry, K * jnp.arange(whole))
+        else:
+            carry, out = jax.lax.scan(advance, carry, jax.tree.map(lambda v: v.reshape(whole, K, *v.shape[1:]), steps))
         parts.append(jax.tree.map(lambda v: v.reshape(whole * K, *v.shape[2:]), out))
     if T % K:
         carry, out = advance(carry, jax.tree.map(lambda v: v[whole * K :], steps))
