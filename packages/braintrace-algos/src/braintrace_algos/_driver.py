@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ._errors import LearnerError, LearnerTypeError
-from ._fold import fold
+from ._fold import fold, signals_of_steps
 from ._fold_types import Window
 from ._functional import StatefulProgram
 from ._plan import Operands, Perturbations
@@ -128,12 +128,12 @@ class GradientDriver:
             gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
             (direct, signals), (value, aux, tape, values) = gradient(theta, plan.zero_perturbations())
             at = signals.previous if plan.signal == "past" else signals.new
-            window = Window(tape, signals.deltas, plan.carry.signals(plan, plan.signals(at, weights)), scale)
-            return (values, jax.tree.map(jnp.add, total, direct)), (window, value, aux)
+            return (values, jax.tree.map(jnp.add, total, direct)), (tape, signals.deltas, at, value, aux)
 
         start = (values, jax.tree.map(jnp.zeros_like, theta))
-        (values, direct), (tape, losses, aux) = jax.lax.scan(step, start, (sequences, scales))
-        d_weights, _, traces = fold(plan, tape, traces, weights, self._leaves_of(theta))
+        (values, direct), (tape, b, at, losses, aux) = jax.lax.scan(step, start, (sequences, scales))
+        window = Window(tape, b, signals_of_steps(plan, at, weights), scales)
+        d_weights, _, traces = fold(plan, window, traces, weights, self._leaves_of(theta))
         return (d_weights, direct), losses, aux, values, traces
 
     def _hidden_by_group(self, positions: list[int | None], values: Values) -> dict[int, Any]:

@@ -65,6 +65,11 @@ def fold(
     return tuple(gradients), list(further), folded.carry
 
 
+def signals_of_steps(plan: Plan, per_state: list[Any], weights: Operands) -> dict[int, Any]:
+    """Signals of a window's steps by group, from the cotangents (K, ...) for each hidden state."""
+    return jax.vmap(lambda at: plan.carry.signals(plan, plan.signals(at, weights)))(per_state)
+
+
 def advance(plan: Plan, tape: Any, carry: Any, weights: Operands, theta: list[Any]) -> Any:
     """The carry after one more step."""
 

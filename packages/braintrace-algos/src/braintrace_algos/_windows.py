@@ -11,7 +11,7 @@ from braintrace_compiler import Arguments, StateKind
 
 from ._checks import check_arguments
 from ._errors import LearnerError
-from ._fold import fold, no_cotangent
+from ._fold import fold, no_cotangent, signals_of_steps
 from ._fold_types import Window
 from ._plan import Plan
 from ._recording import active_recording, step_weights
@@ -95,8 +95,8 @@ class _Differentiable:
         plan, tape = self.plan, jax.lax.stop_gradient(tape)
         if not self.strict:
             return fold(plan, Window(tape, b, {}, scale), traces, weights, theta, plan.signals(signals, weights))
-        by_group = jax.vmap(lambda at: plan.carry.signals(plan, plan.signals(at, weights)))(signals)
-        return fold(plan, Window(tape, b, by_group, scale), traces, weights, theta)
+        window = Window(tape, b, signals_of_steps(plan, signals, weights), scale)
+        return fold(plan, window, traces, weights, theta)
 
     def run(self, theta: Any, xs: list[Any], signals: Any, deltas: list[Any], weights: Any, values: Any) -> Any:
         """Outputs and new values, and the tape."""

@@ -123,7 +123,9 @@ class Recursion:
             for j, rank in enumerate(row)
             if rank == _ARRAY
         }
-        first, emitted = jax.lax.scan(back, last, (known, self.D, q, beside), reverse=True)
+        # States one by one, along the axis that they were stacked along: then XLA need not join them.
+        apart = None if q is None else tuple(jnp.moveaxis(q, 1, 0))
+        first, emitted = jax.lax.scan(back, last, (known, self.D, apart, beside), reverse=True)
         return emitted, self._first(first)
 
     def _rows(self, entries: dict[tuple[int, int], Any]) -> Rows:
