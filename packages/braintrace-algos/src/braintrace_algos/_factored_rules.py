@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from braintrace_primitives import TraceRule
@@ -153,9 +154,9 @@ class FactoredTraceRule(TraceRule):
     def advance(self, trace, blocks, xs, factors, weights, params):
         new = self._filtered(trace, blocks, xs, factors)
         if "rest" in trace:
-            new["rest"] = self.rule.advance(
-                trace["rest"], *self._into_rest(trace, blocks, xs, factors), weights, params
-            )
+            into_rest, further = self._into_rest(trace, blocks, xs, factors, weights)
+            advanced = self.rule.advance(trace["rest"], *into_rest, weights, params)
+            new["rest"] = self._with(further, advanced, weights, params)
         return new
 
     def contract(self, trace, signal, weights, params):
@@ -172,13 +173,9 @@ class FactoredTraceRule(TraceRule):
             self._through_filtered(trace, signal, weights, params),
             self._filtered(trace, blocks, xs, factors),
         )
-        rest, new["rest"] = self.rule.turn(
-            trace["rest"],
-            self._of_rest(signal),
-            *self._into_rest(trace, blocks, xs, factors),
-            weights,
-            params,
-        )
+        into_rest, further = self._into_rest(trace, blocks, xs, factors, weights)
+        rest, advanced = self.rule.turn(trace["rest"], self._of_rest(signal), *into_rest, weights, params)
+        new["rest"] = self._with(further, advanced, weights, params)
         return {name: gradient[name] + rest[name] for name in weights}, new
 
     def _filtered(self, trace, blocks, xs, factors):
@@ -188,16 +185,27 @@ class FactoredTraceRule(TraceRule):
         new = jnp.tensordot(kept, x, 1) + jnp.tensordot(added.T, xs.astype(x.dtype), 1)
         return {"x": new, "one": kept @ one + added.sum(0)}
 
-    def _into_rest(self, trace, blocks, xs, factors):
-        """Blocks, inputs and factors of the other states: the filtered inputs are further steps."""
+    def _into_rest(self, trace, blocks, xs, factors, weights):
+        """Blocks, inputs and factors of the other states, and further steps: the filtered inputs."""
         own, rest, x = self.states, self._rest(factors.shape[1]), trace["x"]
         across = jnp.moveaxis(_block(blocks, rest, own), 1, 0)
-        beside = across * (trace["one"] - 1).reshape(-1, *(1,) * (across.ndim - 1))
-        return (
-            _block(blocks, rest, rest),
-            jnp.concatenate([xs.astype(x.dtype), x, jnp.zeros_like(x)]),
-            jnp.concatenate([_columns(factors, rest), across, beside]),
-        )
+        further = [(x, across)]
+        if self.rule.acts_beside_input(weights):
+            beside = across * (trace["one"] - 1).reshape(-1, *(1,) * (across.ndim - 1))
+            further.append((jnp.zeros_like(x), beside))
+        xs, factors = xs.astype(x.dtype), _columns(factors, rest)
+        if len(xs) == 1:  # so few steps are one pass over the trace
+            more_xs, more_factors = zip(*further, strict=True)
+            xs, factors, further = jnp.concatenate([xs, *more_xs]), jnp.concatenate([factors, *more_factors]), []
+        return (_block(blocks, rest, rest), xs, factors), further
+
+    def _with(self, further, trace, weights, params):
+        """The trace of the other states and what further steps add, element by element, so that nothing is joined."""
+        for xs, factors in further:
+            for i in range(len(xs)):
+                added = self.rule.accumulate(xs[i : i + 1], factors[i : i + 1], weights, params)
+                trace = jax.tree.map(lambda old, new: (old + new).astype(old.dtype), trace, added)
+        return trace
 
     def _of_rest(self, signal):
         return _rows(signal, self._rest(signal.shape[0]))
@@ -207,6 +215,8 @@ class FactoredTraceRule(TraceRule):
         x, sent = trace["x"].astype(signal.dtype), _rows(signal, self.states)
         one = trace["one"].reshape(-1, *(1,) * (signal.ndim - 1)).astype(signal.dtype)
         of_x = self.rule.pullback(x, weights, sent, params)
+        if not self.rule.acts_beside_input(weights):
+            return of_x
         of_one = self.rule.pullback(jnp.zeros_like(x), weights, sent * (one - 1), params)
         return {name: of_x[name] + of_one[name] for name in weights}
 
@@ -221,7 +231,7 @@ def _columns(values, places):
 
 
 def _block(blocks, rows, columns):
-    return _columns(_rows(blocks, rows), columns)
+    return jnp.stack([jnp.stack([blocks[row][column] for column in columns]) for row in rows])
 
 
 def _shared(values, lead):

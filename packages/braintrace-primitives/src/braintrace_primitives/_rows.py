@@ -14,6 +14,7 @@ import functools
 import math
 import operator
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ def pays(trace: Any, steps: int = 0) -> bool:
 
 def contract(trace: Any, signal: Any) -> Any:
     """``sum_{s, n} signal[s, n] · trace[s, n]``."""
-    n = trace.shape[1]
+    n, signal = trace.shape[1], list(signal)
     # At least two rounds: XLA has no loop of one, and without a loop computes the sum wherever it is used.
     together = min(_TOGETHER, max(1, (n - 1) // 2))
     first = n - together * max(2, (n - 1) // together)
@@ -56,6 +57,7 @@ def contract(trace: Any, signal: Any) -> Any:
 def turn(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
     """`contract`, and in the place of the trace ``sum_r blocks[s, r] · trace[r] + sum_t factors[t, s] · xs[t]``."""
     S, n = trace.shape[:2]
+    signal = list(signal)
 
     def advanced(trace, b):
         """Row b of the new trace, a tuple over states."""
@@ -133,8 +135,9 @@ def _after(value: Any, done: Any) -> Any:
     return value + (0 * jnp.where(jnp.isfinite(mark), mark, 1)).astype(value.dtype)
 
 
-def _contracted(trace: Any, signal: Any, b: Any) -> Any:
-    return functools.reduce(operator.add, (_row(signal, s, b) * _row(trace, s, b) for s in range(trace.shape[0])))
+def _contracted(trace: Any, signal: Sequence[Any], b: Any) -> Any:
+    """Row b of ``sum_s signal[s] · trace[s]``."""
+    return functools.reduce(operator.add, (_row(of_s, b) * _row(trace, s, b) for s, of_s in enumerate(signal)))
 
 
 def _row(values: Any, *at: Any) -> Any:

@@ -159,6 +159,10 @@ class TraceRule:
         """Names of the weights that the trace leaves out: their credit ends with the window."""
         return ()
 
+    def acts_beside_input(self, weights: Mapping[str, Any]) -> bool:
+        """Whether the op may give anything but zero where its input is zero, as with a bias."""
+        return True
+
     def remark(self, params: Mapping[str, Any]) -> str:
         """What a report should say of the trace, a sentence or nothing."""
         return ""

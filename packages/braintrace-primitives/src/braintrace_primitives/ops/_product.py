@@ -60,6 +60,9 @@ class ProductTraceRule(TraceRule):
         gs = gs.astype(jnp.result_type(xs, *weights.values()))
         return {name: cast_like(_pullback(name, equation, xs, gs, w), w) for name, w in weights.items()}
 
+    def acts_beside_input(self, weights):
+        return "bias" in weights
+
     def init(self, x, weights, y, num_states, params, dtype):
         equation = self.equation(params)
         lead = y.shape[: len(y.shape) - len(equation.y)]
