@@ -20,6 +20,12 @@ def fastest(run: Callable[[], Any], repeats: int = 7) -> float:
     return min(times[1:])
 
 
+def temporary_bytes(program: Any) -> float:
+    """Memory that a compiled program takes beside its inputs and outputs; NaN on backends that do not tell."""
+    memory = program.memory_analysis()
+    return float("nan") if memory is None else memory.temp_size_in_bytes
+
+
 def rates() -> dict[str, float]:
     """Bytes per second of a read and write of 64 MiB in place; float32 operations per second of a matrix product."""
     scale = jax.jit(lambda v: 0.999 * v + 1.0, donate_argnums=0)

@@ -20,7 +20,7 @@ import numpy as np
 import braintrace_primitives as bp
 from braintrace_primitives.testing import draw
 
-from .machine import fastest
+from .machine import fastest, temporary_bytes
 
 _MIN_SECONDS = 2e-3
 STATES = 2
@@ -189,7 +189,7 @@ def cost(name: str, profile: Profile, call: Callable[..., Any], x: Any, weights:
         "weights": sum(math.prod(w.shape) for w in weights),
         "forward_us": 1e6 * fastest(lambda: jax.block_until_ready(forward(x, *weights))),
         "window_us": 1e6 * fastest(lambda: jax.block_until_ready(window(xs, gs))) / profile.T,
-        "window_bytes": window.memory_analysis().temp_size_in_bytes,
+        "window_bytes": temporary_bytes(window),
         "update_us": 1e6 * fastest(stepped),
         "trace_bytes": trace_bytes,
     }

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .machine import rates
+from .machine import rates, temporary_bytes
 from .models import abstract_data, data, network
 from .regimes import Regime
 from .sides import METHODS
@@ -85,11 +85,10 @@ def _compile(regime: Regime, method: str, options: dict[str, Any]) -> tuple[Any,
     traced = jax.jit(function).lower(*arguments, *abstract_data(regime))
     middle = time.perf_counter()
     program = traced.compile()
-    memory = program.memory_analysis()
     facts = {
         "trace_s": middle - start,
         "compile_s": time.perf_counter() - start,
-        "temporary_bytes": memory.temp_size_in_bytes,
+        "temporary_bytes": temporary_bytes(program),
         "carried_bytes": sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(arguments)),
     }
     return program, arguments, facts

@@ -26,6 +26,29 @@ def test_options_are_checked(model):
         compile(model, D_RTRL, jnp.zeros(4), vjp_method="two-step")
     with pytest.raises(LearnerError, match="window"):
         compile(model, D_RTRL, jnp.zeros(4), vjp_method="multi-step", window=0)
+    with pytest.raises(LearnerTypeError, match=r"found: *folds[\s\S]*vjp_method[\s\S]*did you mean fold\?"):
+        compile(model, D_RTRL, jnp.zeros(4), folds=3)
+    with pytest.raises(LearnerTypeError, match=r"found: *no options[\s\S]*decay_or_rank="):
+        compile(model, "pp_prop", jnp.zeros(4))
+
+
+class OneSample(brainstate.nn.Module):
+    def init_state(self):
+        self.h = brainstate.HiddenState(jnp.zeros(4))
+
+    def update(self, x):
+        return self.h.value + x
+
+
+def test_models_that_cannot_be_called_so_are_refused(model):
+    with pytest.raises(LearnerTypeError, match=r"the class Leaky[\s\S]*Leaky\(...\)"):
+        compile(type(model), D_RTRL, jnp.zeros(4))
+    with pytest.raises(LearnerTypeError, match=r"0 inputs for Leaky.update\(x\): missing .*'x'"):
+        compile(model, D_RTRL)
+    with pytest.raises(LearnerTypeError, match=r"0 inputs, y for Leaky.update\(x\)"):
+        compile(model, D_RTRL, kwargs={"y": 1.0})
+    with pytest.raises(LearnerTypeError, match=r"OneSample.init_state[\s\S]*vmap=True"):
+        compile(OneSample(), D_RTRL, jnp.zeros((3, 4)), batch_size=3)
 
 
 def test_arrays_on_explicit_mesh_axes_are_refused(model, data, loss):

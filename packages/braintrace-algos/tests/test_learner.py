@@ -141,6 +141,7 @@ def test_sequences_outside_of_jit_are_compiled_once_for_each_step_function(model
     ("change", "error", "words"),
     [
         (lambda x: x[..., :-1], LearnerError, "another shape"),
+        (lambda x: x + 1j, LearnerTypeError, r"c64[\s\S]*x\.real"),
         (lambda x: x[:-1], LearnerError, "batch size"),
         (lambda x: x[None], LearnerError, "one time step"),
         (lambda x: x.astype(jnp.int32), LearnerTypeError, "astype"),

@@ -142,7 +142,10 @@ def test_progress_reports_every_step(run, capsys):
         ({"fold": 0}, LearnerError, "fold"),
         ({"fold": 2.0}, LearnerError, "fold"),
         ({"mask": jnp.ones(3)}, LearnerError, "mask"),
+        ({"weights": [("nope",)]}, LearnerError, r"found: *\('nope',\)[\s\S]*\('gain',\)"),
         ({"step_fn": lambda x, y: jnp.sum(y)}, LearnerError, "exactly once"),
+        ({"step_fn": lambda x: jnp.sum(x)}, LearnerTypeError, r"2 inputs for .*\(x\)[\s\S]*2 arguments"),
+        ({"step_fn": 1.0}, LearnerTypeError, "float"),
     ],
 )
 def test_unfit_options_are_refused(run, options, error, words):
@@ -161,8 +164,13 @@ def test_unfit_losses_are_refused_and_nothing_changes(run, learner, data):
         attempt(lambda x, y: learner(x) - y)
     with pytest.raises(LearnerTypeError, match="has_aux"):
         attempt(lambda x, y: (learner(x).sum(), y))
+    with pytest.raises(LearnerTypeError, match=r"found: *float[\s\S]*learner\(x\)"):
+        attempt(lambda x, y: 0.0 if learner(x) is None else 1.0)
     with pytest.raises(LearnerError, match="2 calls"):
         attempt(lambda x, y: (learner(x) + learner(x)).sum())
+    with pytest.raises(jax.errors.ConcretizationTypeError) as caught:
+        attempt(lambda x, y: float(learner(x).sum()))
+    assert "return the loss as it is" in caught.value.__notes__[-1]
     with pytest.raises(ZeroDivisionError):
         attempt(lambda x, y: learner(x).sum() * (1 / 0))
     after = jax.tree.leaves([s.value for s in learner.states().values()])

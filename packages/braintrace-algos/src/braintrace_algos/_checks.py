@@ -89,16 +89,25 @@ def check_arguments(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
                 expected=describe(expected),
                 fix=_shape_advice(leaf.shape, shape),
             )
-        if not jnp.issubdtype(expected.dtype, jnp.inexact) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        if not _converts(leaf.dtype, expected.dtype):
             raise LearnerTypeError(
                 "An input of the step has another dtype than the one the model was compiled with.",
                 where=where,
                 found=describe(leaf),
                 expected=describe(expected),
-                fix=f"convert it: x.astype({jnp.dtype(expected.dtype).name!r})",
+                fix="pass x.real, or compile the model with a complex example input"
+                if jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+                else f"convert it: x.astype({jnp.dtype(expected.dtype).name!r})",
             )
         leaves[i] = leaf.astype(expected.dtype)
     return leaves
+
+
+def _converts(given: Any, expected: Any) -> bool:
+    """Whether numbers are converted without a word: between precisions, and from real to complex."""
+    whole = jnp.issubdtype(given, jnp.inexact) and jnp.issubdtype(expected, jnp.inexact)
+    imaginary = jnp.issubdtype(given, jnp.complexfloating) and not jnp.issubdtype(expected, jnp.complexfloating)
+    return whole and not imaginary
 
 
 def _check_static(expected: Arguments, found: Arguments) -> None:

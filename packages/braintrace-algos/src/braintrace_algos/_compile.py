@@ -19,6 +19,7 @@ from braintrace_compiler import (
     compile_etrace_graph,
 )
 
+from ._call_checks import check_model, check_options
 from ._checks import describe, refuse_explicit_axes
 from ._config import ConfiguredLearner, ETraceConfig
 from ._errors import LearnerError, LearnerTypeError, UnknownAlgorithmError
@@ -133,6 +134,8 @@ def compile(
         options = {"config": algorithm, **options}
     if vmap and batch_size is None:
         raise LearnerTypeError("vmap=True maps a model over a batch.", expected="batch_size=<number of copies>")
+    check_options(cls, options)
+    check_model(model, example_inputs, kwargs or {})
     arguments, data = Arguments.split(example_inputs, kwargs or {})
     data = [jnp.asarray(x) for x in data]
     refuse_explicit_axes(data)
@@ -190,7 +193,18 @@ def initialise(model: brainstate.nn.Module, batch_size: int | None) -> None:
     if batch_size is None:
         brainstate.nn.init_all_states(model)
     else:
-        brainstate.nn.init_all_states(model, batch_size=batch_size)
+        try:
+            brainstate.nn.init_all_states(model, batch_size=batch_size)
+        except TypeError as error:
+            if "unexpected keyword argument 'batch_size'" not in str(error):
+                raise
+            raise LearnerTypeError(
+                "A part of the model cannot be initialised for a batch.",
+                where=f"compile(..., batch_size={batch_size})",
+                found=str(error),
+                expected="def init_state(self, batch_size=None): ..., with states of shape (batch_size, ...)",
+                fix="or compile a single-sample model with vmap=True",
+            ) from error
     states = brainstate.graph.states(model)
     for path, new in states.items():
         old = before.get(path)

@@ -237,7 +237,9 @@ def check_loss(out: Any, has_aux: bool, calls: int) -> tuple[Any, Any]:
             where=where,
             found=type(loss).__name__,
             expected="a scalar array",
-            fix="pass has_aux=True to return (loss, aux)",
+            fix="pass has_aux=True to return (loss, aux)"
+            if isinstance(loss, tuple)
+            else "compute it from what learner(x) gives, with jax.numpy, and return it",
         )
     if jnp.shape(loss) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise LearnerError(

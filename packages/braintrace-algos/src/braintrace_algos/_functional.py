@@ -32,7 +32,15 @@ def purify(
         Which of them it writes.
     """
     stateful = brainstate.transform.StatefulFunction(function, return_only_write=False, name="braintrace")
-    stateful.make_jaxpr(*args)
+    try:
+        stateful.make_jaxpr(*args)
+    except jax.errors.JAXTypeError as error:
+        error.add_note(
+            "braintrace: a step is compiled, and values inside of it are not known yet. Compute with jax.numpy rather "
+            "than NumPy, choose by jnp.where or jax.lax.cond rather than if, and return the loss as it is: "
+            "etrace_grad(..., return_value=True) gives its value."
+        )
+        raise
     program, consts = make_jaxpr_without_consts(stateful.get_jaxpr(*args))
     states = tuple(stateful.get_states(*args))
     written = {id(state) for state in stateful.get_write_states(*args)}

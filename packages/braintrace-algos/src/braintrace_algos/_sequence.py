@@ -11,6 +11,7 @@ import numpy as np
 
 from braintrace_primitives._jax_compat import under_trace
 
+from ._call_checks import check_step_fn, check_weights
 from ._checks import check_choice, check_state_shapes, check_steps, describe, refuse_explicit_axes
 from ._chunks import ChunkDriver
 from ._driver import GradientDriver
@@ -92,6 +93,7 @@ class SequenceDrivers:
         check_choice("reduction", reduction, ("mean", "sum"))
         check_choice("loss_output", loss_output, ("per_step", "masked", "scalar"))
         check_state_shapes(self.plan)
+        wanted = check_weights(self.param_states, weights)
         sequences = jax.tree.map(as_array, sequences)
         T = sequence_length(sequences)
         is_full, mask = mask is None, check_mask(mask, T)
@@ -108,7 +110,6 @@ class SequenceDrivers:
         driver = self._cached(make, step_fn, sequences, bar, cls, has_aux, length)
         grads, losses, aux = driver(sequences, mask / norm)
 
-        wanted = self.param_states if weights is None else weights
         result = [{path: grads[path] for path in wanted}]
         if return_value:
             values = {"per_step": losses, "masked": losses * mask, "scalar": (losses * mask / norm).sum()}
@@ -170,13 +171,19 @@ class SequenceDrivers:
     ) -> Any:
         """The driver that `make` gives, or one made before, where nothing that it depends on has changed."""
         if under_trace():
+            check_step_fn(step_fn, sequences)
             return make()
         settings: Any = jax.config
         leaves, tree = jax.tree.flatten(sequences)
         shapes = tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
         precision = settings.jax_enable_x64, settings.jax_default_matmul_precision
         use = (id(self), options, bar is not None, shapes, precision)
-        driver = self._drivers.get((key_of(step_fn, self), use), make, lambda: self._drivers.places.count(step_fn, use))
+
+        def before() -> None:
+            check_step_fn(step_fn, sequences)
+            self._drivers.places.count(step_fn, use)
+
+        driver = self._drivers.get((key_of(step_fn, self), use), make, before)
         if bar is not None:
             driver.bar.begin()
         return driver

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from braintrace_primitives._jax_compat import under_trace
 
+from ._call_checks import check_weights
 from ._checks import check_choice, check_state_shapes, check_steps
 from ._driver import GradientDriver, scan_windows
 from ._errors import LearnerError
@@ -197,7 +198,7 @@ class Training(SequenceDrivers):
         T = sequence_length(sequences)
         masked = mask is not None
         mask = check_mask(mask, T)
-        learning = self.param_states if weights is None else weights
+        learning = check_weights(self.param_states, weights)
         rule = self._rule_of(optimizer, {path: self.param_states[path] for path in learning})
         length = self._window_length(fold, min(update_every, T))
 

@@ -1,0 +1,105 @@
+"""Checks of calls: whether models, step functions, options and parameters fit what they are given with."""
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import brainstate
+
+from ._errors import LearnerError, LearnerTypeError
+
+
+def check_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a class in place of a model, and example inputs that the model cannot be called with."""
+    where = "compile(model, algorithm, *example_inputs)"
+    if isinstance(model, type):
+        name = model.__name__
+        raise LearnerTypeError(
+            "A model is needed, not its class.",
+            where=where,
+            found=f"the class {name}",
+            expected="an instance",
+            fix=f"pass {name}(...)",
+        )
+    is_module = isinstance(model, brainstate.nn.Module) and type(model).__call__ is brainstate.nn.Module.__call__
+    problem = _misfit(model.update if is_module else model, args, kwargs)
+    if problem:
+        raise LearnerTypeError(
+            "The model cannot be called with these example inputs.",
+            where=where,
+            found=problem,
+            expected="the inputs of one time step, as the model takes them",
+            fix="pass them after the algorithm, and those that go by keyword as kwargs={...}",
+        )
+
+
+def check_step_fn(step_fn: Any, slices: Sequence[Any]) -> None:
+    """Refuse a step function that cannot be called with one slice of each sequence."""
+    problem = _misfit(step_fn, slices, {}) if callable(step_fn) else f"{type(step_fn).__name__}"
+    if problem:
+        raise LearnerTypeError(
+            "step_fn cannot be called with the slices of the sequences.",
+            where="step_fn",
+            found=problem,
+            expected=f"a function of {len(slices)} argument{'s' * (len(slices) != 1)}, one for each sequence",
+        )
+
+
+def _misfit(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Why a function cannot be called with these arguments, or nothing."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions do not tell theirs
+        return ""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        named = "".join(f", {name}" for name in kwargs)
+        name = getattr(function, "__qualname__", type(function).__name__)
+        return f"{len(args)} inputs{named} for {name}{signature}: {error}"
+    return ""
+
+
+def check_options(cls: type, options: Mapping[str, Any]) -> None:
+    """Refuse options that an algorithm does not have, and the lack of one that it needs."""
+    known: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and issubclass(base, brainstate.nn.Module) and base is not brainstate.nn.Module:
+            parameters: Any = inspect.signature(vars(base)["__init__"]).parameters
+            known = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | known
+    own = {n: p for n, p in known.items() if n not in ("self", "model", "graph", "batch_size", "mapped")}
+    unknown = [name for name in options if name not in own]
+    where = f"compile(..., {cls.__name__})"
+    if unknown:
+        near = [n for name in unknown for n in difflib.get_close_matches(name, own, 1)]
+        raise LearnerTypeError(
+            "The algorithm has no such option.",
+            where=where,
+            found=", ".join(unknown),
+            expected="one of " + ", ".join(sorted(own)),
+            fix=f"did you mean {' and '.join(near)}?" if near else None,
+        )
+    missing = [n for n, p in own.items() if p.default is p.empty and n not in options]
+    if missing:
+        raise LearnerTypeError(
+            "The algorithm needs an option that was not given.",
+            where=where,
+            found=", ".join(options) or "no options",
+            expected=", ".join(f"{name}=..." for name in missing),
+            fix=f"help(braintrace.{cls.__name__}) says what it means",
+        )
+
+
+def check_weights(parameters: Mapping[Any, Any], weights: Any) -> Any:
+    """The paths of the parameters to differentiate for; all of them by default."""
+    chosen = parameters if weights is None else weights
+    unknown = [path for path in chosen if path not in parameters]
+    if unknown:
+        raise LearnerError(
+            "There is no parameter of this path.",
+            where="weights",
+            found=", ".join(map(repr, unknown)),
+            expected="paths of learner.param_states: " + ", ".join(map(repr, parameters)),
+        )
+    return chosen
