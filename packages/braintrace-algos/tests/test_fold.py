@@ -20,7 +20,7 @@ def test_a_window_equals_its_steps(model, data, by_rows, monkeypatch):
     """Random D, F, q, b; a hard reset (D = 0) among them."""
     if by_rows:
         monkeypatch.setattr(_rows, "_LEAST", 1)
-        monkeypatch.setattr(_rows, "_MOST_STEPS", 5)
+        monkeypatch.setattr(_rows, "MOST_STEPS", 5)
     xs, _ = data
     K, B, I, H, S = 5, xs.shape[1], 4, 5, 2
     plan = compile(model, D_RTRL, xs[0], batch_size=B).plan

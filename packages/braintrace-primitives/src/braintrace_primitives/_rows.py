@@ -26,7 +26,7 @@ _LEAST = 2**14
 """Elements of a row from which on a loop over rows pays."""
 _TOGETHER = 4
 """Rows that are summed in one round: fewer read and write the sum more often, more fill the cache."""
-_MOST_STEPS = 4
+MOST_STEPS = 4
 """Outer products that are made on the way; more are better made as one matrix product."""
 
 
@@ -34,7 +34,7 @@ def pays(trace: Any, steps: int = 0) -> bool:
     """Whether a trace (S, n, *w) is best taken a row at a time on a CPU, with `steps` outer products added to it."""
     large = trace.shape[1] > 1 and math.prod(trace.shape[2:]) >= _LEAST
     wide = trace.dtype.itemsize >= 4  # half precision is converted slowly in these loops
-    return large and wide and steps <= _MOST_STEPS and explicit_sharding(trace) is None
+    return large and wide and steps <= MOST_STEPS and explicit_sharding(trace) is None
 
 
 def contract(trace: Any, signal: Any) -> Any:

@@ -1,6 +1,8 @@
 """The trace rule shared by all operations that are an einsum of input and weight."""
 
+import functools
 import math
+import operator
 import string
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -124,8 +126,9 @@ class ProductTraceRule(TraceRule):
 
 def outer(equation: Equation, xs: Any, factors: Any) -> Any:
     """``sum_t factors[t] · x[t]`` in the layout of the trace, for xs (T, *x) and factors (T, S, *y)."""
-    if len(xs) == 1:  # no product of matrices: element by element, it fuses with what the trace is added to
-        return _align_input(equation, xs)[0] * align(equation, factors)[0]
+    if 0 < len(xs) <= _rows.MOST_STEPS:  # element by element they fuse with what they are added to, a product does not
+        steps = zip(_align_input(equation, xs), align(equation, factors), strict=True)
+        return functools.reduce(operator.add, (x * f for x, f in steps))
     t, *rest = equation.spare()
     lead = "".join(rest[: xs.ndim - 1 - len(equation.x)])
     subscripts = f"{t}{lead}{equation.x},{t}{lead}{equation.y}->{lead}{equation.layout()}"
