@@ -51,7 +51,7 @@ class GradientDriver:
         self.strict = method.vjp_method == "single-step"
 
         def recorded(weights: Operands, perturbations: Perturbations, slices: Any) -> Any:
-            with recording(learner, plan, weights, perturbations) as record:
+            with recording(learner, plan, weights, perturbations, length) as record:
                 out = step_fn(*slices)
             loss, aux = check_loss(out, has_aux, len(record.tape))
             return loss, aux, record.tape[0]
@@ -131,7 +131,7 @@ class GradientDriver:
             return (values, jax.tree.map(jnp.add, total, direct)), (tape, signals.deltas, at, value, aux)
 
         start = (values, jax.tree.map(jnp.zeros_like, theta))
-        (values, direct), (tape, b, at, losses, aux) = jax.lax.scan(step, start, (sequences, scales))
+        (values, direct), (tape, b, at, losses, aux) = plan.scan(self.length)(step, start, (sequences, scales))
         window = Window(tape, b, signals_of_steps(plan, at, weights), scales)
         d_weights, _, traces = fold(plan, window, traces, weights, self._leaves_of(theta))
         return (d_weights, direct), losses, aux, values, traces
@@ -169,7 +169,7 @@ class GradientDriver:
                 )
                 return values, (scaled, value, aux, tape)
 
-            new, (scaled, losses, aux, tape) = jax.lax.scan(step, perturbed, (sequences, scales, deltas))
+            new, (scaled, losses, aux, tape) = plan.scan(self.length)(step, perturbed, (sequences, scales, deltas))
             ahead = plan.carry.beyond(plan, traces, self._hidden_by_group(positions, new))
             return scaled.sum() + ahead, (losses, aux, tape, new)
 

@@ -39,17 +39,19 @@ def _draw(key: Any, aval: Any) -> Any:
     return jax.random.normal(key, aval.shape, aval.dtype) / jnp.sqrt(aval.shape[0]).astype(aval.dtype)
 
 
-def evaluate(plan: Plan, inputs: Sequence[Any], in_loop: bool = False) -> list[Any]:
+def evaluate(plan: Plan, inputs: Sequence[Any], steps: int = 0) -> list[Any]:
     """Run the step program, with the feedback weights in place where signals pass backwards.
 
-    `in_loop` says that this is one of many steps with the same weights.
+    `steps` says how many of them a loop takes with the same weights; 0 that it is no loop.
 
     ``y = A(x, w)`` becomes ``A(stop(x), w) + A(x, B) - stop(A(x, B))``: the value is that of w, and the cotangent of x
     that of B.
     """
     program = plan.step.jaxpr
     if not plan.feedback:
-        return eval_jaxpr(with_way_back(program) if in_loop else program, *inputs)
+        if steps:
+            program = with_way_back(program, plan.moving if plan.splits(steps) else frozenset())
+        return eval_jaxpr(program, *inputs)
     first = len(plan.graph.module_info.jaxpr.invars)
     weight_vars = iter(program.invars[first:])
     operation_of = {}

@@ -274,6 +274,6 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         return result
 
     def _recorded_step(self, record: Recording, leaves: list[Any]) -> StepResult:
-        result = run_step(record.plan, leaves, self._state_leaves(), record.weights, record.perturbations, in_loop=True)
+        result = run_step(record.plan, leaves, self._state_leaves(), record.weights, record.perturbations, record.steps)
         record.tape.append(record.plan.carry.observe(record.plan, result))
         return result

@@ -1,6 +1,7 @@
 """What a learner needs of a compiled graph, laid out for execution."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import brainstate
@@ -18,7 +19,9 @@ from braintrace_compiler import (
     MarkedOperation,
     PerturbedStep,
     StateInfo,
+    StateKind,
     live_states,
+    split_scan,
     states_read,
 )
 from braintrace_primitives import TraceRule
@@ -29,6 +32,10 @@ from ._factored_rules import TruncatedTraceRule
 
 Operands = tuple[dict[str, Any], ...]
 """Weight operands, one dict for each marked operation, keyed by trainable name."""
+
+
+_HELD = 1 << 23
+"""Bytes that loops may give in all their steps for what can be done ahead of them and behind to be worth it."""
 
 
 class Perturbations(NamedTuple):
@@ -139,6 +146,20 @@ class Plan(NamedTuple):
     def states(self) -> tuple[StateInfo, ...]:
         """The states of the step, in the order of its inputs."""
         return self.graph.module_info.states
+
+    @property
+    def moving(self) -> frozenset[Any]:
+        """The inputs of the step that hold states, parameters excepted."""
+        return frozenset(v for s in self.states if s.kind is not StateKind.PARAMETER for v in s.invars)
+
+    def splits(self, steps: int) -> bool:
+        """Whether what operations give in so many steps is little enough to be held ahead of a loop or behind it."""
+        given = sum(math.prod(op.y_var.aval.shape) * op.y_var.aval.dtype.itemsize for op in self.operations)
+        return steps > 1 and steps * given * (self.batch or 1) <= _HELD
+
+    def scan(self, steps: int) -> Callable[..., Any]:
+        """What takes the place of `jax.lax.scan` over so many steps."""
+        return split_scan if self.splits(steps) else jax.lax.scan
 
     @property
     def parameters(self) -> dict[Any, brainstate.State]:

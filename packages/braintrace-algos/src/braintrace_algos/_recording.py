@@ -20,14 +20,15 @@ class Recording:
     ----------
     learner : object
         Calls of other learners are not recorded.
-    plan, weights, perturbations
+    plan, weights, perturbations, steps
         What the step is run with; see `run_step`.
     tape : list
         What the carry observed, one entry for each call.
     """
 
-    def __init__(self, learner: Any, plan: Plan, weights: Operands, perturbations: Perturbations):
+    def __init__(self, learner: Any, plan: Plan, weights: Operands, perturbations: Perturbations, steps: int):
         self.learner, self.plan, self.weights, self.perturbations = learner, plan, weights, perturbations
+        self.steps = steps
         self.tape: list[Any] = []
 
 
@@ -35,9 +36,11 @@ _active: contextvars.ContextVar[Recording | None] = contextvars.ContextVar("brai
 
 
 @contextlib.contextmanager
-def recording(learner: Any, plan: Plan, weights: Operands, perturbations: Perturbations) -> Iterator[Recording]:
+def recording(
+    learner: Any, plan: Plan, weights: Operands, perturbations: Perturbations, steps: int
+) -> Iterator[Recording]:
     """Record the calls of `learner` inside the block."""
-    record = Recording(learner, plan, weights, perturbations)
+    record = Recording(learner, plan, weights, perturbations, steps)
     token = _active.set(record)
     try:
         yield record

@@ -42,7 +42,7 @@ def run_step(
     states: Sequence[Sequence[Any]],
     weights: Operands,
     perturbations: Perturbations,
-    in_loop: bool = False,
+    steps: int = 0,
 ) -> StepResult:
     """Run the perturbed step once.
 
@@ -55,8 +55,8 @@ def run_step(
         Leaves of each state, in the order of ``plan.states``.
     weights : Operands
     perturbations : Perturbations
-    in_loop : bool
-        Whether this is one of many steps with the same weights.
+    steps : int
+        How many of them a loop takes with the same weights; 0 where it is no loop.
     """
     minfo = plan.graph.module_info
     flat_weights = [w[name] for op, w in zip(plan.operations, weights, strict=True) for name in op.weight_vars]
@@ -67,7 +67,7 @@ def run_step(
         own, common = iter(mapped), iter(shared)
         leaves = [next(common if _is_parameter(s) else own) for s in plan.states for _ in s.invars]
         zeros = (value for values in perturbations for value in values)
-        return evaluate(plan, [*minfo.consts, *args, *leaves, *flat_weights, *zeros], in_loop)
+        return evaluate(plan, [*minfo.consts, *args, *leaves, *flat_weights, *zeros], steps)
 
     run = single if plan.batch is None else jax.vmap(single)
     values = iter(run(list(args), mapped, perturbations))

@@ -112,6 +112,8 @@ class _Differentiable:
             at = None if self.strict else self.hidden.get(id(info.state))
             entry.append([v if at is None else v + signals[at] for v in next(own)])
 
+        K = len(xs[0])
+
         def step(moving, inputs):
             x, deltas, signal = inputs
             perturbations = zeros._replace(deltas=deltas)
@@ -120,11 +122,11 @@ class _Differentiable:
                 perturbations = perturbations._replace(**{"previous" if plan.signal == "past" else "new": signal})
             one, other = iter(fixed), iter(moving)
             states = [next(one if s.kind is StateKind.PARAMETER else other) for s in plan.states]
-            result = run_step(plan, x, states, weights, perturbations, in_loop=True)
+            result = run_step(plan, x, states, weights, perturbations, K)
             new = [v for s, v in zip(plan.states, result.states, strict=True) if s.kind is not StateKind.PARAMETER]
             return new, (result.outputs, plan.carry.observe(plan, result))
 
-        new, (outputs, tape) = jax.lax.scan(step, entry, (xs, deltas, signals if self.strict else None))
+        new, (outputs, tape) = plan.scan(K)(step, entry, (xs, deltas, signals if self.strict else None))
         return (outputs, new), tape
 
     def plain(self, theta: Any, weights: Any, traces: Any, values: Any, scale: Any, xs: list[Any]) -> Any:

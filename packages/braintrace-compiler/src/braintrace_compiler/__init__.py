@@ -63,6 +63,7 @@ from ._relations import HiddenParamOpRelation as HiddenParamOpRelation
 from ._relations import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo
 from ._report import CompilationReport as CompilationReport
 from ._requirements import OnMixing as OnMixing
+from ._split_scan import split_scan as split_scan
 from ._step_module import StepModule as StepModule
 from ._step_module import extract_module_info_from_step as extract_module_info_from_step
 from ._tables import Table as Table

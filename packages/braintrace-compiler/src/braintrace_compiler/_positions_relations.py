@@ -25,6 +25,16 @@ def known_relations(eqn: JaxprEqn, constants: Constants) -> RelationTable | None
     return None if rule is None else rule(eqn, constants)
 
 
+def is_listed(eqn: JaxprEqn) -> bool:
+    """Whether `eqn` is one of the operations on arrays whose relations are known."""
+    return eqn.primitive in _RULES
+
+
+def primitives_of_lax(names: str) -> frozenset[Any]:
+    """The primitives of `jax.lax` named, those that this JAX has."""
+    return frozenset(getattr(lax, f"{name}_p") for name in names.split() if hasattr(lax, f"{name}_p"))
+
+
 def mixing(eqn: JaxprEqn, constants: Constants) -> RelationTable:
     """Everything may depend on everything."""
     return {(i, j): Whole.MIXING for i in range(len(eqn.invars)) for j in range(len(eqn.outvars))}
@@ -257,8 +267,7 @@ def _scatter_into(eqn: JaxprEqn, constants: Constants) -> RelationTable:
 
 def _family(names: str, rule: Rule) -> dict[Any, Rule]:
     """`rule` for every primitive of `jax.lax` named, where this JAX has it."""
-    found = (getattr(lax, f"{name}_p", None) for name in names.split())
-    return {primitive: rule for primitive in found if primitive is not None}
+    return dict.fromkeys(primitives_of_lax(names), rule)
 
 
 _RULES: dict[Any, Rule] = {

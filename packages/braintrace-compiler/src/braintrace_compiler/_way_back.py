@@ -2,10 +2,12 @@
 
 The cotangent of the input of ``y = x @ w`` is ``g @ w.T``. Where a loop takes that at each step, two things are done in
 vain: XLA's CPU backend lays out the transposed weight anew each time, which takes as long as the product, and where x
-is an input joined to a state, the cotangent of the input is made too, which nobody asked for.
+is an input joined to a state, the cotangent of the input is made too, which nobody asked for. Forwards, the part of
+such a product that belongs to the input needs no state, so it can be taken apart.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,35 +18,38 @@ from braintrace_primitives import etp_mm_p, etp_mv_p
 from braintrace_primitives._jax_compat import concatenate_p
 from braintrace_primitives._sharding import explicit_sharding, sum_over_replicas
 
-from ._jaxpr import Jaxpr, JaxprEqn, Opening, Var, inline
+from ._flow import influence
+from ._jaxpr import Jaxpr, JaxprEqn, Literal, Opening, Var, inline
 
 
 @functools.lru_cache(maxsize=32)
-def with_way_back(program: Jaxpr) -> Jaxpr:
+def with_way_back(program: Jaxpr, state: frozenset[Var] = frozenset()) -> Jaxpr:
     """A program as the body of a loop that is differentiated backwards, in which the weights stay as they are.
 
     Parameters
     ----------
     program : Jaxpr
         Without constants.
+    state : frozenset of Var
+        Inputs that change from step to step: of a joined input, what depends on them gets a product of its own.
 
     Returns
     -------
     Jaxpr
         With the same values and derivatives.
     """
-    joined: dict[Any, Sequence[Any]] = {}
+    joined: dict[Any, tuple[Sequence[Any], list[bool]]] = {}
+    waiting = influence(program.eqns, dict.fromkeys(state, 1), derivative=False)
 
     def remember(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         results = opening.keep(eqn, operands)
-        joined[results[0]] = operands
+        joined[results[0]] = operands, [not isinstance(v, Literal) and v in waiting for v in eqn.invars]
         return results
 
     def product(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         x, w, *bias = operands
-        pieces = joined.get(x, [x]) if isinstance(x, Var) else [x]
-        multiply = functools.partial(eqn.primitive.evaluate, **eqn.params)
-        return opening.apply(_product(multiply, len(pieces)), *pieces, w, *bias, source=eqn)
+        pieces, waits = joined.get(x, ([x], [True])) if isinstance(x, Var) else ([x], [True])
+        return opening.apply(_product(eqn.primitive.evaluate, waits), *pieces, w, *bias, source=eqn)
 
     def expand(eqn: JaxprEqn) -> Callable[..., Sequence[Any]] | None:
         if eqn.primitive is concatenate_p and eqn.params["dimension"] == eqn.outvars[0].aval.ndim - 1:
@@ -56,12 +61,35 @@ def with_way_back(program: Jaxpr) -> Jaxpr:
     return inline(program, (), expand)[0]
 
 
-def _product(multiply: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """``multiply(concatenate(pieces), w, ...)`` as a function of `count` pieces, w and perhaps a bias."""
+def _product(evaluate: Callable[..., Any], waits: Sequence[bool]) -> Callable[..., Any]:
+    """``concatenate(pieces) @ w``, perhaps with a bias, as a function of the pieces, w and the bias.
+
+    Pieces side by side that wait for a state, or do not, are multiplied together.
+    """
+    runs = [len(list(run)) for _, run in itertools.groupby(waits)]
+
+    def whole(*operands: Any) -> Any:
+        pieces, (w, *bias) = operands[: len(waits)], operands[len(waits) :]
+        if len(runs) == 1:
+            return _joined(evaluate, len(pieces))(*pieces, w, *bias)
+        parts, first, start = [], 0, 0
+        for count in runs:
+            own = pieces[first : first + count]
+            rows = jax.lax.slice_in_dim(w, start, start := start + sum(piece.shape[-1] for piece in own))
+            added, bias = ((), bias) if waits[first] else (bias, ())
+            parts.append(_joined(evaluate, count)(*own, rows, *added))
+            first += count
+        return functools.reduce(jnp.add, parts)
+
+    return whole
+
+
+def _joined(evaluate: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """``evaluate(concatenate(pieces), w, ...)`` as a function of `count` pieces, w and perhaps a bias."""
 
     def plain(*operands: Any) -> Any:
-        pieces = operands[:count]
-        return multiply(pieces[0] if count == 1 else jnp.concatenate(pieces, -1), *operands[count:])
+        pieces, others = operands[:count], operands[count:]
+        return evaluate(pieces[0] if count == 1 else jnp.concatenate(pieces, -1), *others, has_bias=len(others) == 2)
 
     def backward(operands: Any, g: Any) -> Any:
         pieces, w = operands[:count], operands[count]

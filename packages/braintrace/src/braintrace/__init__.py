@@ -92,6 +92,7 @@ from braintrace_compiler import find_hidden_param_op_relations_from_module as fi
 from braintrace_compiler import is_data as is_data
 from braintrace_compiler import live_states as live_states
 from braintrace_compiler import readable_bytes as readable_bytes
+from braintrace_compiler import split_scan as split_scan
 from braintrace_compiler import states_read as states_read
 from braintrace_compiler import step_structure as step_structure
 from braintrace_compiler import trace_var_to_param as trace_var_to_param
