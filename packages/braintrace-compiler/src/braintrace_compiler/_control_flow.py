@@ -157,7 +157,8 @@ class ControlFlow:
     def _refuse(self, eqn: JaxprEqn, reason: str = "") -> None:
         if self.policy.closed == "exclude":
             message = (
-                f"a marked operation stands inside `{eqn.primitive.name}`, which stays closed{_because(reason)}. "
+                f"a marked operation stands inside `{eqn.primitive.name}`, which stays closed{_because(reason)}, as "
+                'ControlFlowPolicy(closed="exclude") has it. '
                 "It is not traced; its strict gradient covers the current step only."
             )
             self.records.append(

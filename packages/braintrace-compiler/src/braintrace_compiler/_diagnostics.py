@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ._errors import CompilationWarning
 
 Path = tuple[Any, ...]
+EXACT_ELSEWHERE = 'Windows (vjp_method="multi-step") follow the rest over their steps, and rtrl follows all of it.'
 
 
 class DiagnosticLevel(enum.Enum):

@@ -8,7 +8,7 @@ from typing import Any
 import brainstate
 
 from ._certificate import driven_groups, recalled_groups, untraced_feeds
-from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
+from ._diagnostics import EXACT_ELSEWHERE, CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
 from ._feeds import FeedKind
 from ._flow import differentiable, influence, join_bits, numbers
 from ._hidden_groups import HiddenGroup, recurrent_operations
@@ -74,12 +74,14 @@ def _cross_group_memory(
     for group, reached in zip(groups, driven_groups(minfo, groups), strict=True):
         targets = tuple(numbers(reached & remembering))
         if targets:
-            shown = ", ".join(map(str, targets[:8])) + (f" and {len(targets) - 8} more" if len(targets) > 8 else "")
+            shown = ", ".join(f"{g} {list(groups[g].hidden_paths)}" for g in targets[:8])
+            shown += f" and {len(targets) - 8} more" if len(targets) > 8 else ""
             yield CompilationRecord(
                 DiagnosticKind.CROSS_GROUP_MEMORY,
                 DiagnosticLevel.INFO,
-                f"group {group.index} drives groups with memory of their own ({shown}), for which a strict "
-                f"gradient gives it no credit beyond the current step{_unless(group.index, targets, absorbable)}.",
+                f"group {group.index} {list(group.hidden_paths)} drives groups with memory of their own, {shown}, for "
+                "which a strict gradient gives it no credit beyond the current step"
+                f"{_unless(group.index, targets, absorbable)}.",
                 hidden_paths=(*group.hidden_paths, *(p for g in targets for p in groups[g].hidden_paths)),
                 context=_at(group, written, hidden_group_indices=(group.index, *targets)),
             )
@@ -108,7 +110,7 @@ def _position_mixing(
                 DiagnosticKind.POSITION_MIXING,
                 DiagnosticLevel.WARNING,
                 f"the transition of group {transition.group.index} {list(transition.group.hidden_paths)} mixes "
-                "positions; traces follow its true diagonal only.",
+                f"positions; traces follow its true diagonal only. {EXACT_ELSEWHERE}",
                 hidden_paths=transition.group.hidden_paths,
                 context=_at(transition.group, written),
             )
@@ -119,7 +121,8 @@ def _position_mixing(
                     DiagnosticKind.POSITION_MIXING,
                     DiagnosticLevel.WARNING,
                     f"positions are mixed between {relation.primitive.name}({relation.weight_path}) and group "
-                    f"{group.index}; its trace follows the true diagonal only.",
+                    f"{group.index} {list(group.hidden_paths)}; its trace follows the true diagonal only. "
+                    f"{EXACT_ELSEWHERE}",
                     relation.primitive,
                     relation.weight_path,
                     group.hidden_paths,
@@ -191,6 +194,6 @@ def _untouched_states(model: Callable[..., Any], minfo: ModuleInfo) -> Iterator[
             yield CompilationRecord(
                 DiagnosticKind.STATE_MISMATCH,
                 DiagnosticLevel.WARNING,
-                f"hidden state {path} is neither read nor written by the step.",
+                f"hidden state {path} is neither read nor written by the step. Use it in update, or leave it out.",
                 hidden_paths=(path,),
             )

@@ -180,13 +180,13 @@ def _time_varying(operation: MarkedOperation, in_time: Mapping[Var, int]) -> Com
         for path in operation.weight_paths[name]
         if v not in in_time
     ]
-    beside = f" Nor is {' and '.join(steady)}; add it by element_wise to trace it." if steady else ""
+    beside = f" Nor does one follow {' and '.join(steady)}; add it by element_wise to trace it." if steady else ""
     return CompilationRecord(
         DiagnosticKind.TIME_VARYING_WEIGHT,
         DiagnosticLevel.WARNING,
         f"ETP primitive {operation.spec.name} (weight={operation.weight_path}): its weight depends on data or state. "
         f"No trace follows it; through this operation the strict gradient of what is behind the weight covers the "
-        f"current step only.{beside}",
+        f"current step only.{beside} Where data scale the weight, scale the operation's input or output instead.",
         operation.eqn.primitive,
         operation.weight_path,
         context={"source": operation.source},

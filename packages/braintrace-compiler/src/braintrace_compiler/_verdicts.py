@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
+from ._diagnostics import EXACT_ELSEWHERE, CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
 from ._hidden_groups import HiddenGroup
 from ._operations import MarkedOperation
 
@@ -81,8 +81,8 @@ class Verdict(NamedTuple):
             DiagnosticKind.RELATION_EXCLUDED_SHAPE_MISMATCH,
             DiagnosticLevel.WARNING,
             f"{self._call} gives {self.operation.y_var.aval.shape}, mixed on its way to the positions "
-            f"{group.varshape} of group {group.index}. It is not traced there; its strict gradient covers the current "
-            "step.",
+            f"{group.varshape} of group {group.index} {list(group.hidden_paths)}. It is not traced there; its strict "
+            f"gradient covers the current step. {EXACT_ELSEWHERE}",
             group.hidden_paths,
         )
 
