@@ -37,6 +37,20 @@ def with_way_back(program: Jaxpr, state: frozenset[Var] = frozenset()) -> Jaxpr:
     -------
     Jaxpr
         With the same values and derivatives.
+
+    Examples
+    --------
+    The part of a recurrent layer that belongs to its input no longer waits for the state:
+
+    >>> from braintrace_primitives import matmul
+    >>> from braintrace_primitives._jax_compat import make_jaxpr_without_consts
+    >>> def step(x, h, w):
+    ...     return jnp.tanh(matmul(jnp.concatenate([x, h], -1), w))
+    >>> shapes = jnp.zeros((1, 2)), jnp.zeros((1, 3)), jnp.zeros((5, 3))
+    >>> program, _ = make_jaxpr_without_consts(jax.make_jaxpr(step)(*shapes))
+    >>> apart = with_way_back(program, frozenset([program.invars[1]]))
+    >>> [eqn.invars[0].aval.shape for eqn in apart.eqns if eqn.primitive.name == "custom_vjp_call"]
+    [(1, 2), (1, 3)]
     """
     joined: dict[Any, tuple[Sequence[Any], list[bool]]] = {}
     waiting = influence(program.eqns, dict.fromkeys(state, 1), derivative=False)
