@@ -188,6 +188,7 @@ def train(
         grads, losses, hits = learner.etrace_grad(
             rows, importance, step_fn=step, reduction="sum", has_aux=True, return_value=True
         )
+        learner.reset_state()  # nothing goes on from here, so that XLA need not make the traces of the end
         weights = {path: state.value for path, state in learner.param_states.items()}
         steps, optimizer_state.value = optimizer.update(grads, optimizer_state.value, weights)
         new: Any = optax.apply_updates(weights, steps)
