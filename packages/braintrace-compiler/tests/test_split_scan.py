@@ -40,13 +40,13 @@ def run(scan, w, out, xs, ys, inner):
     """Losses of a spiking layer with noise, a loop and a branch in its step; with `inner`, gradients too."""
 
     def body(carry, inputs):
-        h, key, count = carry
+        h, key, count, total = carry
         x, y = inputs
         key, now = jax.random.split(key)
         noise = jax.random.normal(now, (B, H), h.dtype)
         late = jax.random.normal(jax.random.fold_in(now, 1), (B, 2), h.dtype)
 
-        def loss(h, w):
+        def loss(h, w, out):
             s = spike(h - 0.5)
             new = 0.9 * h + jnp.tanh(joined(w, x, s)) + 0.1 * noise
             new = jax.lax.fori_loop(0, 2, lambda _, v: 0.5 * v + jnp.sin(v), new)
@@ -54,14 +54,14 @@ def run(scan, w, out, xs, ys, inner):
             return jnp.mean((read - y) ** 2), (new, read)
 
         if inner:
-            grads, (h, read) = jax.grad(loss, (0, 1), has_aux=True)(h, w)
-            return (h, key, count + 1), (grads, read, x @ out[:I])
-        value, (h, read) = loss(h, w)
-        return (h, key, count + 1), (value, read, x @ out[:I])
+            (of_h, *others), (h, read) = jax.grad(loss, (0, 1, 2), has_aux=True)(h, w, out)
+            return (h, key, count + 1, jax.tree.map(jnp.add, total, others)), (of_h, read, x @ out[:I])
+        value, (h, read) = loss(h, w, out)
+        return (h, key, count + 1, [total[0] + w * value, value + total[1]]), (value, read, x @ out[:I])
 
-    start = jnp.zeros((B, H)), jax.random.key(1, impl="rbg"), 0
-    (h, _, count), outputs = scan(body, start, (xs, ys))
-    return h, count, outputs
+    start = jnp.zeros((B, H)), jax.random.key(1, impl="rbg"), 0, [jnp.ones_like(w), jnp.ones_like(out)]
+    (h, _, count, total), outputs = scan(body, start, (xs, ys))
+    return h, count, total, outputs
 
 
 @pytest.mark.parametrize("inner", [False, True])
@@ -69,8 +69,8 @@ def test_values_and_gradients_are_those_of_the_scan(problem, inner):
     """The random numbers are of a kind that mapped keys would change."""
 
     def total(scan, *problem):
-        h, _, outputs = run(scan, *problem, inner=inner)
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves((h, outputs)))
+        h, _, *others = run(scan, *problem, inner=inner)
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves((h, others)))
 
     plain, other = (jax.jit(lambda *p, s=s: run(s, *p, inner=inner))(*problem) for s in (jax.lax.scan, split_scan))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), plain, other)
@@ -110,6 +110,26 @@ def body_of(w, out):
 def test_only_the_product_of_the_state_stays_inside(problem):
     assert inside(jax.lax.scan, *problem)[0] == [((B, I), (I, H)), ((B, H), (H, 2)), ((B, H), (H, H))]
     assert inside(split_scan, *problem) == ([((B, H), (H, H))], [(B, H)])
+
+
+def test_sums_leave_the_loop_where_their_terms_are_small(problem):
+    """Products do as their factors; of two sums that are not, one has terms much larger than all else of a step."""
+    w, out, xs, ys = problem
+
+    def body(carry, inputs):
+        h, gradient, small, large = carry
+        h = jnp.tanh(joined(w, inputs[0], h))
+        read = h @ out - inputs[1]
+        small, large = small + jnp.sum(h, 0), large + jnp.sin(h[:, :, None] * w[:, 0])
+        return (h, gradient + (read.T @ h).T, small, large), jnp.mean(read**2)
+
+    start = jnp.zeros((B, H)), jnp.ones_like(out), jnp.zeros(H), jnp.ones((B, H, I + H))
+    program = jax.make_jaxpr(lambda xs: split_scan(body, start, xs))((xs, ys))
+    (loop,) = [eqn for eqn in program.eqns if eqn.primitive is jax.lax.scan_p]
+    arity = scan_arity(loop)
+    assert [v.aval.shape for v in loop.outvars[: arity.num_carry]] == [(B, H), (B, H, I + H)]
+    plain, other = (jax.jit(lambda s=s: s(body, start, (xs, ys)))() for s in (jax.lax.scan, split_scan))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), plain, other)
 
 
 def test_a_long_state_is_not_held(problem):

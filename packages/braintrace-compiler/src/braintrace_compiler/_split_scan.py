@@ -3,11 +3,10 @@
 The body of a loop makes four kinds of values. What constants give is made *once*. Products of what the sequence gives
 wait for nothing: they are taken *ahead* of the loop, as one large product instead of many small ones. What the next
 state needs is made *inside*. What no later step needs, such as losses and derivatives within a step, is made *behind*
-the loop, for all steps at once, of what the loop leaves on the way. Large operations have less to start than many small
-ones, and use all cores.
+the loop, for all steps at once, of what the loop leaves on the way; so are sums that nobody reads before the end. Large
+operations have less to start than many small ones, and use all cores.
 """
 
-import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from braintrace_primitives._jax_compat import (
 from ._flow import influence, is_marked
 from ._jaxpr import Jaxpr, JaxprEqn, Literal, Opening, Var, bodies, eval_jaxpr, inline, needed, reads, slice_program
 from ._positions_relations import is_listed, primitives_of_lax
+from ._running_sums import bytes_of, without_sums
 
 _STATE, _STEP, _FIXED = 1, 2, 4
 _CALLS = (jit_p, custom_jvp_call_p, custom_vjp_call_p, remat_p)
@@ -69,10 +69,18 @@ def split_scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any)
     program, opened = inline(program, (), lambda eqn: _open if eqn.primitive is jit_p else None)
     consts = [*opened, *consts]
     length = given[0].shape[0] if given else 1
-    parts = split(program, len(consts), len(own)) if length > 1 else None
-    if parts is None or not _agree(types[0], program.outvars):
+    if length == 1 or not _agree(types[0], program.outvars):
         return jax.lax.scan(body, carry, xs)
-    new, ys = _run(parts, dict(zip(program.invars, consts, strict=False)), own, given)
+    program, sums = without_sums(program, len(consts), len(own))
+    parts = split(program, len(consts), len(own) - len(sums))
+    if parts is None:
+        return jax.lax.scan(body, carry, xs)
+    starts = [v for i, v in enumerate(own) if i not in sums]
+    new, results = _run(parts, dict(zip(program.invars, consts, strict=False)), starts, given)
+    states, ys = iter(new), results[: trees[1].num_leaves]
+    terms = iter(results[len(ys) :])
+    totals = {i: own[i] + s.total([next(terms) for _ in s.leaves]) for i, s in sums.items()}
+    new = [totals[i] if i in totals else next(states) for i in range(len(own))]
     return trees[0].unflatten(new), trees[1].unflatten(ys)
 
 
@@ -153,7 +161,7 @@ def split(program: Jaxpr, num_consts: int, num_carry: int) -> Split | None:
     behind = needed(eqns, out, {*taken, *kept, *state, *step})
     read = {v for eqn in behind for v in reads(eqn)}.union(_variables(out))
     left = [v for v in [*kept, *state] if v in read]
-    if _size(left) > 2 * _size([*_variables(out), *taken, *step]):  # such as a long state of which little is read
+    if bytes_of(left) > 2 * bytes_of([*out, *taken, *step]):  # such as a long state of which little is read
         left = [v for v in _variables(out) if v in waits and v not in taken and v not in step]
         inside, behind = needed(eqns, [*new, *left], taken), needed(eqns, out, {*taken, *left, *step})
     if not behind and not taken:
@@ -243,7 +251,3 @@ def _is_dear(eqn: JaxprEqn) -> bool:
 
 def _variables(atoms: Iterable[Any]) -> list[Var]:
     return list(dict.fromkeys(v for v in atoms if not isinstance(v, Literal)))
-
-
-def _size(variables: Iterable[Var]) -> int:
-    return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in variables)
