@@ -127,7 +127,7 @@ class FactoredTraceRule(TraceRule):
     Which derivatives are constant the compiler proves (`braintrace_compiler.factored_states`).
 
     For the n states that factorise the trace is ``{"x": (n, *x), "one": (n,)}``: what ``sum_s D^{t-s} F`` makes of the
-    inputs, and of a constant input of one, for the weights that act beside the input (a bias). The other states, if
+    inputs, and of a constant input of one, where weights act beside the input (a bias). The other states, if
     any, keep under "rest" the trace that they would have anyhow; to it, a filtered input is one more time step.
     Factors, blocks and signals have the shapes that `TraceRule` gives them.
 
@@ -148,13 +148,14 @@ class FactoredTraceRule(TraceRule):
 
     def init(self, x, weights, y, num_states, params, dtype):
         n, rest = len(self.states), len(self._rest(num_states))
-        trace = {"x": jnp.zeros((n, *x.shape), dtype), "one": jnp.zeros(n, dtype)}
+        trace = {"x": jnp.zeros((n, *x.shape), dtype)}
+        trace |= {"one": jnp.zeros(n, dtype)} if self.rule.acts_beside_input(weights) else {}
         return trace | ({"rest": self.rule.init(x, weights, y, rest, params, dtype)} if rest else {})
 
     def advance(self, trace, blocks, xs, factors, weights, params):
         new = self._filtered(trace, blocks, xs, factors)
         if "rest" in trace:
-            into_rest, further = self._into_rest(trace, blocks, xs, factors, weights)
+            into_rest, further = self._into_rest(trace, blocks, xs, factors)
             advanced = self.rule.advance(trace["rest"], *into_rest, weights, params)
             new["rest"] = self._with(further, advanced, weights, params)
         return new
@@ -173,24 +174,24 @@ class FactoredTraceRule(TraceRule):
             self._through_filtered(trace, signal, weights, params),
             self._filtered(trace, blocks, xs, factors),
         )
-        into_rest, further = self._into_rest(trace, blocks, xs, factors, weights)
+        into_rest, further = self._into_rest(trace, blocks, xs, factors)
         rest, advanced = self.rule.turn(trace["rest"], self._of_rest(signal), *into_rest, weights, params)
         new["rest"] = self._with(further, advanced, weights, params)
         return {name: gradient[name] + rest[name] for name in weights}, new
 
     def _filtered(self, trace, blocks, xs, factors):
         """The filtered inputs, one step on."""
-        x, one = trace["x"], trace["one"]
+        x = trace["x"]
         kept, added = _shared(_block(blocks, self.states, self.states), 2), _shared(_columns(factors, self.states), 2)
         new = jnp.tensordot(kept, x, 1) + jnp.tensordot(added.T, xs.astype(x.dtype), 1)
-        return {"x": new, "one": kept @ one + added.sum(0)}
+        return {"x": new} | ({"one": kept @ trace["one"] + added.sum(0)} if "one" in trace else {})
 
-    def _into_rest(self, trace, blocks, xs, factors, weights):
+    def _into_rest(self, trace, blocks, xs, factors):
         """Blocks, inputs and factors of the other states, and further steps: the filtered inputs."""
         own, rest, x = self.states, self._rest(factors.shape[1]), trace["x"]
         across = jnp.moveaxis(_block(blocks, rest, own), 1, 0)
         further = [(x, across)]
-        if self.rule.acts_beside_input(weights):
+        if "one" in trace:
             beside = across * (trace["one"] - 1).reshape(-1, *(1,) * (across.ndim - 1))
             further.append((jnp.zeros_like(x), beside))
         xs, factors = xs.astype(x.dtype), _columns(factors, rest)
@@ -213,10 +214,10 @@ class FactoredTraceRule(TraceRule):
     def _through_filtered(self, trace, signal, weights, params):
         """The gradient by way of the states that factorise."""
         x, sent = trace["x"].astype(signal.dtype), _rows(signal, self.states)
-        one = trace["one"].reshape(-1, *(1,) * (signal.ndim - 1)).astype(signal.dtype)
         of_x = self.rule.pullback(x, weights, sent, params)
-        if not self.rule.acts_beside_input(weights):
+        if "one" not in trace:
             return of_x
+        one = trace["one"].reshape(-1, *(1,) * (signal.ndim - 1)).astype(signal.dtype)
         of_one = self.rule.pullback(jnp.zeros_like(x), weights, sent * (one - 1), params)
         return {name: of_x[name] + of_one[name] for name in weights}
 
