@@ -43,6 +43,9 @@ class TraceCarry(Carry):
     def prepare(self, plan: Plan) -> Plan:
         """Traces that are proven to factorise are kept as factors, and others cut short where that was chosen."""
         self.choice.require_known(plan.operations)
+        if self.factors:
+            empty = self._always_zero(plan)
+            plan = plan._replace(couplings=tuple(c for c in plan.couplings if c.trace not in empty))
         rules = self._exact_rules(plan) if self.factors else {}
         for key, (c, *others) in plan.traces.items():
             kept = self.choice.for_operation(plan.operations[c.operation])
@@ -65,6 +68,18 @@ class TraceCarry(Carry):
             elif operation.x_var is not None and not self._remembered(plan, c.group, slots):
                 rules[key] = RecentStepsTraceRule(c.rule, len(slots))
         return rules
+
+    def _always_zero(self, plan: Plan) -> set[str]:
+        """Traces of operations that reach no state whose past meets a signal, such as the output gate of an LSTM."""
+        if plan.signal != "past":
+            return set()
+        return {
+            key
+            for key, (c, *others) in plan.traces.items()
+            if not plan.memories_of(c.group)
+            for F in [plan.transitions[c.group].constants.F]
+            if F and all(F[use.slot][r] == 0 for use in (c, *others) for r in plan.live[c.group])
+        }
 
     def _remembered(self, plan: Plan, group: int, slots: Sequence[int]) -> bool:
         """Whether a state reads the past of one that the operations in `slots` reach, so that a trace goes on."""
