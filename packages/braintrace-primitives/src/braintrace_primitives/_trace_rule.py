@@ -243,11 +243,17 @@ def over_states(values: Any, axis: int) -> Any:
     )
 
 
+_FEW, _MANY_AXES = 2**13, 5
+"""Terms that XLA sums as fast in any way, and from how many axes on the fault above is kept clear of."""
+
+
 def sum_leading(terms: Any, count: int) -> Any:
     """Sum over the first `count` axes; as safe as `over_states` on CPU."""
-    if count == 0 or explicit_sharding(terms) is not None:
+    few = terms.size <= _FEW and terms.ndim < _MANY_AXES
+    if count == 0 or few or explicit_sharding(terms) is not None:
         return terms.sum(tuple(range(count)))
-    # XLA's reduction over leading axes is an order of magnitude slower than a product with ones on CPU.
+    # XLA's reduction over leading axes is an order of magnitude slower than a product with ones on CPU, which takes
+    # longer to compile.
     return jax.lax.platform_dependent(
         terms,
         cpu=lambda terms: jnp.tensordot(jnp.ones(terms.shape[:count], terms.dtype), terms, count),
