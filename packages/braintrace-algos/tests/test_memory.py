@@ -137,9 +137,8 @@ def test_the_compilation_report_foretells_factors(vmap):
     report = learner.report
     assert [o["kept_as"] for o in report.operations] == ["filtered inputs in part", "the latest step", None]
     (told,) = [c["bytes"] for c in report.carries if c["carry"] == "trace"]
-    # g: the input filtered, and one number; v: a full trace; s: input and factor of the latest step
-    filtered = (I + 1 if vmap else I) * B + (0 if vmap else 1)
-    assert told == F32 * (filtered + B * I * H + B * (I + H))
+    # g: the input filtered; v: a full trace; s: input and factor of the latest step
+    assert told == F32 * (I * B + B * I * H + B * (I + H))
     assert sum(learner.memory_report().traces.values()) == told
 
 

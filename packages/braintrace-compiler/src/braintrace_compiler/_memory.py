@@ -75,7 +75,8 @@ def relation_memory(
         rest = len(states) - constant + more
         if constant:
             assert operation.x_var is not None  # an operation without input is not affine in it
-            trace += constant * (int(operation.x_var.aval.size) + 1) * size
+            ones = operation.spec.trace_rule.acts_beside_input(operation.weight_vars)
+            trace += constant * (int(operation.x_var.aval.size) + ones) * size
             kept.add("filtered inputs")
         if rest:
             trace += _trace_elements(relation, group, feed, rest) * size
