@@ -209,6 +209,13 @@ class TwiceDriven(brainstate.nn.Module):
         return self.h.value
 
 
+def test_an_operation_that_reaches_no_state_whose_past_meets_a_signal_has_no_trace():
+    learner = compile(TwiceDriven(), D_RTRL, jnp.zeros((3, 2)), batch_size=3)
+    assert learner.get_etrace_of(("w",))
+    with pytest.raises(LearnerError, match="No eligibility trace"):
+        learner.get_etrace_of(("gate",))
+
+
 def test_traces_of_states_that_none_reads_are_those_of_single_steps(distance):
     xs = jax.random.normal(jax.random.key(1), (5, 3, 2))
     learner = compile(TwiceDriven(), D_RTRL, xs[0], batch_size=3, vjp_method="multi-step")

@@ -49,12 +49,12 @@ def test_bytes_of_traces():
 
 
 def test_bytes_where_D_and_F_are_proven_constant():
-    """(S, I) and one number more: the filtered inputs. Of g and v, recurrence alone reads the past of neither."""
+    """(S, I): the filtered inputs. Of g and v, recurrence alone reads the past of neither."""
     report = graph(recurrent()).report()
     assert report.groups[0]["memory"] == "constant, D = [[0.8, 0], [0.8, 0.9]]"
     (w, _) = report.operations
-    assert (w["trace_bytes"], w["kept_as"]) == (2 * (I + H + 1) * 4, "filtered inputs")
-    assert "48 B, filtered inputs" in str(report)
+    assert (w["trace_bytes"], w["kept_as"]) == (2 * (I + H) * 4, "filtered inputs")
+    assert "40 B, filtered inputs" in str(report)
 
 
 def test_bytes_of_all_carries():
