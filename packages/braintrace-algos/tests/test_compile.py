@@ -32,6 +32,40 @@ def test_options_are_checked(model):
         compile(model, "pp_prop", jnp.zeros(4))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "imaginary"), [(jnp.int32, False), ("float8", False), (bool, False), (jnp.float32, True)]
+)
+def test_traces_are_kept_in_a_dtype_that_can_hold_them(model, dtype, imaginary):
+    class Turning(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.ones((4, 4), jnp.complex64))
+
+        def init_state(self, batch_size=None):
+            self.h = brainstate.HiddenState(jnp.zeros(4, jnp.complex64))
+
+        def update(self, x):
+            self.h.value = 1j * self.h.value + matmul(x, self.w.value)
+            return self.h.value.real
+
+    with pytest.raises(LearnerTypeError, match="a complex dtype" if imaginary else "a floating dtype"):
+        compile(Turning() if imaginary else model, D_RTRL, jnp.zeros(4), trace_dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options"), [("uoro", {"key": "a"}), ("eprop", {"feedback": "random", "random_feedback_key": 0.5})]
+)
+def test_random_keys_are_keys_or_seeds(model, algorithm, options):
+    with pytest.raises(LearnerTypeError, match="must be a random key"):
+        compile(model, algorithm, jnp.zeros(4), **options)
+
+
+def test_a_printed_learner_shows_its_options_and_not_its_programs(model):
+    shown = repr(compile(model, D_RTRL, jnp.zeros(4), fold=3))
+    assert "fold=3" in shown
+    assert "lambda" not in shown
+
+
 class OneSample(brainstate.nn.Module):
     def init_state(self):
         self.h = brainstate.HiddenState(jnp.zeros(4))

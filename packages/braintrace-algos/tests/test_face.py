@@ -51,6 +51,8 @@ def test_the_fold_is_etrace_grad(learner, data, loss, distance):
     assert distance(state["learner.etraces"], learner.etraces.value) < 1e-5
     with pytest.raises(LearnerError, match="reduction"):
         face.fold(params, state, *data, loss=loss, reduction="max")
+    with pytest.raises(LearnerError, match=r"nothing for .*learner\.etraces"):
+        face.step(params, {}, data[0][0])
 
 
 def test_samples_are_mapped_by_plain_vmap(recurrent_model, data, loss, distance):

@@ -146,6 +146,16 @@ def test_chosen_weights_learn_and_the_others_stay(learner, step, data):
         learner.etrace_train(*data, step_fn=step, optimizer=optax.adam(0.1))
 
 
+def test_one_callback_is_no_sequence_of_them(learner, data, loss):
+    with pytest.raises(LearnerTypeError, match="callbacks"):
+        learner.etrace_train(
+            *data,
+            step_fn=lambda x, y: loss(learner(x), y),
+            optimizer=optax.sgd(0.1),
+            callbacks=print,
+        )
+
+
 def test_callbacks_and_aux(learner, data, loss):
     seen = []
 

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import braintrace_primitives as bp
@@ -20,7 +21,10 @@ IMAGE, KERNEL = normal(2, 5, 4, 3), normal(3, 2, 3, 4)
     [
         ({}, {}),
         ({"strides": 2, "padding": "VALID"}, {"window_strides": (2, 2), "padding": "VALID"}),
-        ({"strides": (2, 1), "padding": 1}, {"window_strides": (2, 1), "padding": [(1, 1), (1, 1)]}),
+        (
+            {"strides": (2, np.int64(1)), "padding": np.int32(1)},
+            {"window_strides": (2, 1), "padding": [(1, 1), (1, 1)]},
+        ),
         ({"padding": (1, 0), "rhs_dilation": (1, 2)}, {"padding": [(1, 1), (0, 0)], "rhs_dilation": (1, 2)}),
         ({"padding": [(1, 2), (0, 1)], "lhs_dilation": 2}, {"padding": [(1, 2), (0, 1)], "lhs_dilation": (2, 2)}),
         ({"padding": "same_lower"}, {"padding": "SAME_LOWER"}),
@@ -110,6 +114,10 @@ def test_a_carried_trace_holds_one_patch_per_output_position():
         (IMAGE[..., :2], KERNEL, {}, "3 channels in x"),
         (IMAGE, KERNEL, {"strides": (1, 1, 1)}, "strides does not fit"),
         (IMAGE, KERNEL, {"strides": 0}, "strides does not fit"),
+        (IMAGE, KERNEL, {"strides": 1.5}, "strides does not fit"),
+        (IMAGE, KERNEL, {"rhs_dilation": (1.5, 1)}, r"rhs_dilation does not fit[\s\S]*\(1.5, 1\)"),
+        (IMAGE, KERNEL, {"padding": (1, 1.5)}, "padding does not fit"),
+        (IMAGE, KERNEL, {"feature_group_count": 1.0}, "groups do not fit"),
         (IMAGE, KERNEL, {"padding": "HALF"}, "padding does not fit"),
         (IMAGE, KERNEL, {"padding": "SAME", "lhs_dilation": 2}, "'SAME' with lhs_dilation"),
         (IMAGE, KERNEL, {"padding": [(1, 1, 1)] * 2}, "padding does not fit"),

@@ -30,6 +30,8 @@ def test_mapped_weight():
 
 
 def test_wrong_types():
+    with pytest.raises(bp.OperandTypeError, match="must be a function"):
+        bp.element_wise(jnp.ones(3), jnp.ones(3))
     with pytest.raises(bp.OperandTypeError, match="cannot be trained"):
         bp.element_wise(jnp.arange(3))
     with pytest.raises(bp.OperandTypeError, match="not an array"):

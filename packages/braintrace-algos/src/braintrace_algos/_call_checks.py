@@ -57,7 +57,7 @@ def _misfit(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> st
     except TypeError as error:
         named = "".join(f", {name}" for name in kwargs)
         name = getattr(function, "__qualname__", type(function).__name__)
-        return f"{len(args)} inputs{named} for {name}{signature}: {error}"
+        return f"{len(args)} input{'s' * (len(args) != 1)}{named} for {name}{signature}: {error}"
     return ""
 
 

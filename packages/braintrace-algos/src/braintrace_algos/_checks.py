@@ -142,6 +142,40 @@ def _shape_advice(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
     return "compile the model with an example input of the shape it will get"
 
 
+def check_trace_dtype(plan: Plan, dtype: Any) -> None:
+    """Refuse a dtype that cannot hold the traces: they would lose all digits behind the point, or imaginary parts."""
+    if dtype is None:
+        return
+    dtypes = [plan.operations[c.operation].y_var.aval.dtype for c in plan.couplings]
+    has_imaginary = any(jnp.issubdtype(d, jnp.complexfloating) for d in dtypes)
+    expected = jnp.complexfloating if has_imaginary else jnp.inexact
+    try:
+        fits = jnp.issubdtype(jnp.dtype(dtype), expected)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise LearnerTypeError(
+            "`trace_dtype` cannot hold the traces of this model.",
+            where="compile(..., trace_dtype=...)",
+            found=repr(dtype),
+            expected="a complex dtype" if has_imaginary else "a floating dtype, such as jnp.bfloat16",
+        )
+
+
+def as_key(name: str, value: Any) -> Any:
+    """A random key from a seed or a key."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return jax.random.key(value)
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not (dtype == jnp.uint32 or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+        raise LearnerTypeError(
+            f"`{name}` must be a random key.",
+            found=repr(value),
+            expected="a seed, or a key such as jax.random.key(0)",
+        )
+    return value
+
+
 def check_state_shapes(plan: Plan) -> None:
     """Refuse states that were given other shapes since the model was compiled."""
     for info in plan.states:

@@ -10,6 +10,7 @@ from braintrace_compiler import Arguments
 
 from ._checks import check_arguments, check_choice
 from ._driver import GradientDriver
+from ._errors import LearnerError
 from ._functional import StatefulProgram
 from ._sequence import check_mask, sequence_length
 
@@ -138,4 +139,13 @@ class FunctionalLearner:
         return {self._names[id(s)]: value for s, value in zip(program.others, values, strict=True)}
 
     def _values(self, program: StatefulProgram, state: LearnerState) -> list[Any]:
-        return [state[self._names[id(s)]] for s in program.others]
+        names = [self._names[id(s)] for s in program.others]
+        missing = [name for name in names if name not in state]
+        if missing:
+            raise LearnerError(
+                "This is not a whole state of the learner.",
+                where="functional(), state",
+                found="nothing for " + ", ".join(missing),
+                expected="what init() gives, or the state that step or fold returned",
+            )
+        return [state[name] for name in names]

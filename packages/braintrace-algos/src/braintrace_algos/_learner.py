@@ -11,7 +11,14 @@ from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
 from braintrace_primitives._jax_compat import under_trace
 
 from ._checkpoint import Checkpoints
-from ._checks import check_arguments, check_choice, check_state_shapes, check_window, warn_of_unseen_states
+from ._checks import (
+    check_arguments,
+    check_choice,
+    check_state_shapes,
+    check_trace_dtype,
+    check_window,
+    warn_of_unseen_states,
+)
 from ._compare import Comparison
 from ._data import unwrap
 from ._errors import LearnerError
@@ -114,6 +121,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
             signal=self.signal if vjp_method == "single-step" else "past",
             absorb=absorb,
         )
+        check_trace_dtype(self.plan, trace_dtype)
         if self.plan.signal == "state":
             warn_of_unseen_states(self.plan)
         self._initial = [
@@ -125,6 +133,11 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         self.param_states, self.hidden_states = dict(parameters), dict(hidden)
         self.etraces = ETraceState(self._zero_traces())
         self.running_index = brainstate.ShortTermState(jax.device_put(np.int32(0)))
+
+    def __pretty_repr_item__(self, name: Any, value: Any) -> Any:
+        """What a printed learner shows: its options, its model and its traces; `report` tells the rest."""
+        inner = name in ("plan", "_initial", "_drivers", "_rule", "param_states", "hidden_states")
+        return None if inner else super().__pretty_repr_item__(name, value)
 
     @property
     def graph(self) -> ETraceGraph:

@@ -141,6 +141,8 @@ class SequenceDrivers:
         sequences = jax.tree.map(as_array, sequences)
         T = sequence_length(sequences)
         function: Any = self if step_fn is None else step_fn
+        if step_fn is not None:
+            check_step_fn(step_fn, sequences)
         bar = Progress(T, "evolve") if progress else None
 
         def body(slices):

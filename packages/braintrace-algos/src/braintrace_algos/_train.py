@@ -12,7 +12,7 @@ from braintrace_primitives._jax_compat import under_trace
 from ._call_checks import check_weights
 from ._checks import check_choice, check_state_shapes, check_steps
 from ._driver import GradientDriver, scan_windows
-from ._errors import LearnerError
+from ._errors import LearnerError, LearnerTypeError
 from ._optimizers import TransformationRule, UpdateRule, update_rule
 from ._progress import Progress
 from ._sequence import SequenceDrivers, as_array, check_mask, sequence_length
@@ -193,6 +193,10 @@ class Training(SequenceDrivers):
         """
         check_choice("reduction", reduction, ("mean", "sum"))
         check_steps("update_every", update_every)
+        if callable(callbacks):
+            raise LearnerTypeError(
+                "`callbacks` must be a sequence.", where="etrace_train", found=repr(callbacks), expected="[callback]"
+            )
         check_state_shapes(self.plan)
         sequences = jax.tree.map(as_array, sequences)
         T = sequence_length(sequences)

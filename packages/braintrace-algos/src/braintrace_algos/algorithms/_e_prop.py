@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from braintrace_algos._checks import check_choice, check_decay
+from braintrace_algos._checks import as_key, check_choice, check_decay
 from braintrace_algos._errors import LearnerTypeError
 from braintrace_algos._feedback import random_feedback
 from braintrace_algos._learner import OnlineLearner
@@ -28,7 +28,7 @@ class EProp(OnlineLearner):
     feedback : {"symmetric", "random"}
     kappa_filter_decay : float
         κ in [0, 1).
-    random_feedback_key : jax.Array, optional
+    random_feedback_key : jax.Array or int, optional
         Needed for random feedback.
     **options
         Of `OnlineLearner`.
@@ -51,7 +51,7 @@ class EProp(OnlineLearner):
         *args: Any,
         feedback: str = "symmetric",
         kappa_filter_decay: float = 0.0,
-        random_feedback_key: jax.Array | None = None,
+        random_feedback_key: jax.Array | int | None = None,
         **options: Any,
     ):
         check_choice("feedback", feedback, ("symmetric", "random"))
@@ -65,7 +65,8 @@ class EProp(OnlineLearner):
         if kappa_filter_decay:
             check_choice("vjp_method (with a kappa filter)", self.vjp_method, ("single-step",))
         if feedback == "random":
-            self.plan = random_feedback(self.plan, recurrent_groups(self.plan), random_feedback_key)
+            key = as_key("random_feedback_key", random_feedback_key)
+            self.plan = random_feedback(self.plan, recurrent_groups(self.plan), key)
 
     def _make_carry(self) -> Carry:
         return FilteredTraceCarry(self.kappa)

@@ -6,7 +6,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._checks import check_window
+from braintrace_algos._checks import as_key, check_window
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._learner import OnlineLearner
 from braintrace_algos.carries import LARGEST, Carry, InfluenceCarry, NeighbourhoodCarry, SketchCarry
@@ -128,7 +128,7 @@ class UORO(OnlineLearner):
 
     def __init__(self, *args: Any, key: Any = 0, window: int = 1, **options: Any):
         check_window(window)
-        raw = jax.random.PRNGKey(key) if isinstance(key, int) else key
+        raw = as_key("key", key)
         if jnp.issubdtype(raw.dtype, jax.dtypes.prng_key):
             raw = jax.random.key_data(raw)
         self.key = brainstate.ShortTermState(raw)

@@ -1,5 +1,6 @@
 """Window options of a convolution in one static form, and the checks on them."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,12 +34,20 @@ def dimension_numbers(rank: int, given: Any, where: str) -> ConvDimensionNumbers
         ) from error
 
 
+def integers(value: Any) -> tuple[int, ...] | None:
+    """One or several integers, of Python or NumPy; None for anything else."""
+    try:
+        return tuple(operator.index(v) for v in (value if hasattr(value, "__iter__") else (value,)))
+    except TypeError:
+        return None
+
+
 def per_axis(value: int | Sequence[int], spatial: int, name: str, where: str) -> tuple[int, ...]:
     """One positive integer per spatial axis."""
-    values = (value,) * spatial if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(values) == 1:
+    values = integers(value)
+    if values is not None and len(values) == 1:
         values *= spatial
-    if len(values) != spatial or min(values) < 1:
+    if values is None or len(values) != spatial or min(values) < 1:
         raise OperandError(
             f"{name} does not fit.",
             where=where,
@@ -56,10 +65,10 @@ def padding_of(value: Any, spatial: int, dilated: bool, where: str) -> str | tup
         if value.upper() in ("SAME", "SAME_LOWER") and not dilated:
             return value.upper()
     else:
-        values = (value,) * spatial if isinstance(value, int) else tuple(value)
-        pairs = tuple((v, v) if isinstance(v, int) else tuple(v) for v in values)
-        if len(pairs) == spatial and all(len(pair) == 2 for pair in pairs):
-            return pairs
+        sides = [integers(v) for v in (value if hasattr(value, "__iter__") else (value,) * spatial)]
+        pairs = tuple(2 * side if len(side) == 1 else side for side in sides if side is not None)
+        if len(sides) == len(pairs) == spatial and all(len(pair) == 2 for pair in pairs):
+            return tuple((low, high) for low, high in pairs)
     raise OperandError(
         "The padding does not fit.",
         where=where,
@@ -71,10 +80,10 @@ def padding_of(value: Any, spatial: int, dilated: bool, where: str) -> str | tup
 def check_groups(x: Any, kernel: Any, single: bool, params: dict[str, Any], where: str) -> None:
     """Raise `OperandError` unless channels and batch divide into the groups."""
     numbers = params["dimension_numbers"]
-    features, batches = params["feature_group_count"], params["batch_group_count"]
+    features, batches = counts = params["feature_group_count"], params["batch_group_count"]
     channels = x.shape[numbers.lhs_spec[1] - single]
     outputs, inputs = (kernel.shape[i] for i in numbers.rhs_spec[:2])
-    if min(features, batches) < 1 or (features > 1 and batches > 1):
+    if integers(counts) is None or min(counts) < 1 or (features > 1 and batches > 1):
         problem, expected = "The groups do not fit.", "positive group counts, at most one above 1"
     elif channels != inputs * features:
         problem, expected = "The input channels do not fit the kernel.", f"{inputs * features} channels in x"

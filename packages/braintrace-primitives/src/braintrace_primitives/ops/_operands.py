@@ -109,4 +109,10 @@ def misfit(what: str, where: str, expected: str, fix: str | None = None, **opera
 
 def applied(fn: Callable[[Any], Any] | None, value: Any) -> Any:
     """``fn(value)`` where both are given, else `value`."""
-    return value if fn is None or value is None else fn(value)
+    if fn is None or value is None:
+        return value
+    if not callable(fn):
+        raise OperandTypeError(
+            "What is applied to a weight must be a function.", found=type(fn).__name__, expected="a callable, or None"
+        )
+    return fn(value)
