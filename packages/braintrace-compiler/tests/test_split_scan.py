@@ -159,3 +159,16 @@ def test_effects_keep_the_loop_whole(problem):
     jax.block_until_ready(split_scan(body, jnp.zeros(()), problem[2]))
     jax.effects_barrier()
     np.testing.assert_allclose(seen, problem[2][:, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32"])
+def test_sums_keep_their_dtype(dtype):
+    """Small integers wrap as they do in the loop."""
+
+    def body(total, x):
+        return total + x, 2 * x
+
+    xs = jnp.full(7, 50, dtype)
+    with jax.enable_x64():
+        plain, other = (scan(body, jnp.ones((), dtype), xs)[0] for scan in (jax.lax.scan, split_scan))
+    assert (other.dtype, float(other)) == (plain.dtype, float(plain))

@@ -93,7 +93,7 @@ def _sum_of(v: Var, producers: Mapping[Var, JaxprEqn], changing: Mapping[Var, in
         if eqn.primitive is jax.lax.transpose_p:
             inner = _sum_of(eqn.invars[0], producers, changing)
             return RunningSum(inner.leaves, lambda values: inner.total(values).transpose(eqn.params["permutation"]))
-    return RunningSum([v], lambda values: jnp.sum(values[0], 0))
+    return RunningSum([v], lambda values: jnp.sum(values[0], 0, dtype=v.aval.dtype))
 
 
 def _sum_of_products(eqn: JaxprEqn, a: Any, b: Any) -> Any:
