@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, UnknownAlgorithmError, compile
+from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, UnknownAlgorithmError, compile, pp_prop
 from braintrace_compiler import CompilationError, NotSupportedError
 from braintrace_primitives import matmul
 
@@ -30,6 +30,14 @@ def test_options_are_checked(model):
         compile(model, D_RTRL, jnp.zeros(4), folds=3)
     with pytest.raises(LearnerTypeError, match=r"found: *no options[\s\S]*decay_or_rank="):
         compile(model, "pp_prop", jnp.zeros(4))
+
+
+def test_an_algorithm_of_ones_own_fills_in_what_its_base_needs(model):
+    class Smooth(pp_prop):
+        def __init__(self, *args, tau=9.0, **options):
+            super().__init__(*args, decay_or_rank=1 - 1 / tau, **options)
+
+    assert isinstance(compile(model, Smooth, jnp.zeros(4), tau=4.0), Smooth)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ import brainstate
 
 from ._errors import LearnerError, LearnerTypeError
 
+_GIVEN = ("self", "model", "graph", "batch_size", "mapped")
+"""What `compile` gives to an algorithm itself."""
+
 
 def check_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse a class in place of a model, and example inputs that the model cannot be called with."""
@@ -63,13 +66,8 @@ def _misfit(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> st
 
 def check_options(cls: type, options: Mapping[str, Any]) -> None:
     """Refuse options that an algorithm does not have, and the lack of one that it needs."""
-    known: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        if "__init__" in vars(base) and issubclass(base, brainstate.nn.Module) and base is not brainstate.nn.Module:
-            parameters: Any = inspect.signature(vars(base)["__init__"]).parameters
-            known = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} | known
-    own = {n: p for n, p in known.items() if n not in ("self", "model", "graph", "batch_size", "mapped")}
-    unknown = [name for name in options if name not in own]
+    own, complete = _options_of(cls)
+    unknown = [name for name in options if name not in own] if complete else []
     where = f"compile(..., {cls.__name__})"
     if unknown:
         near = [n for name in unknown for n in difflib.get_close_matches(name, own, 1)]
@@ -80,7 +78,7 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
             expected="one of " + ", ".join(sorted(own)),
             fix=f"did you mean {' and '.join(near)}?" if near else None,
         )
-    missing = [n for n, p in own.items() if p.default is p.empty and n not in options]
+    missing = [n for n, is_needed in own.items() if is_needed and n not in options]
     if missing:
         raise LearnerTypeError(
             "The algorithm needs an option that was not given.",
@@ -89,6 +87,25 @@ def check_options(cls: type, options: Mapping[str, Any]) -> None:
             expected=", ".join(f"{name}=..." for name in missing),
             fix=f"help(braintrace.{cls.__name__}) says what it means",
         )
+
+
+def _options_of(cls: type) -> tuple[dict[str, bool], bool]:
+    """Names of options -> whether one must be given, and whether there are no others.
+
+    A class that hands on what it does not know itself may fill in what its base needs, and take what nobody lists.
+    """
+    found: dict[str, bool] = {}
+    complete = True
+    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        first, is_open = not found, any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for p in parameters:
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                found.setdefault(p.name, first and p.default is p.empty)
+        complete = complete and (not is_open or base.__module__.startswith(__package__))
+        if not is_open:
+            break
+    return {n: needed for n, needed in found.items() if n not in _GIVEN}, complete
 
 
 def check_weights(parameters: Mapping[Any, Any], weights: Any) -> Any:
