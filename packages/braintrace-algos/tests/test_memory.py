@@ -1,4 +1,5 @@
 import brainstate
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -101,6 +102,24 @@ class InPart(brainstate.nn.Module):
         return matmul(past, self.out.value)
 
 
+class OutputGate(brainstate.nn.Module):
+    """A cell behind a gate, which the recurrence alone reads; as in an LSTM."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState(jnp.ones((I + H, H)))
+        self.gate = brainstate.ParamState(jnp.ones((I + H, H)))
+
+    def init_state(self, batch_size=None):
+        self.c, self.h = (brainstate.HiddenState(jnp.zeros((batch_size, H))) for _ in range(2))
+
+    def update(self, x):
+        xh = jnp.concatenate([x, self.h.value], -1)
+        self.c.value = jnp.tanh(self.c.value) + matmul(xh, self.w.value)
+        self.h.value = jax.nn.sigmoid(matmul(xh, self.gate.value)) * jnp.tanh(self.c.value)
+        return self.h.value
+
+
 class Gate(brainstate.nn.Module):
     """A layer with a full trace, of a size that can be chosen."""
 
@@ -140,6 +159,27 @@ def test_the_compilation_report_foretells_factors(vmap):
     # g: the input filtered; v: a full trace; s: input and factor of the latest step
     assert told == F32 * (I * B + B * I * H + B * (I + H))
     assert sum(learner.memory_report().traces.values()) == told
+
+
+@pytest.mark.parametrize(
+    ("options", "kept_as", "states"),
+    [
+        ({}, ["a full trace", None], 1),
+        ({"vjp_method": "multi-step", "window": 4}, ["a full trace", "the latest step"], 2),
+    ],
+)
+def test_the_report_tells_what_single_steps_keep_and_what_windows_do(options, kept_as, states):
+    learner = compiled(OutputGate(), **options)
+    assert [o["kept_as"] for o in learner.report.operations] == kept_as
+    full, latest = learner.report.operations
+    assert full["trace_bytes"] == F32 * states * B * (I + H) * H
+    assert sum(learner.memory_report().traces.values()) == full["trace_bytes"] + latest["trace_bytes"]
+    assert [o["kept_as"] for o in learner.graph.report().operations] == ["a full trace", None]
+
+
+def test_the_report_tells_where_an_algorithm_keeps_something_else(model):
+    assert "keeps of the past" not in compiled(model).report.notes
+    assert "keeps of the past takes 0 B" in compiled(model, BPTT).report.notes
 
 
 def test_the_report_reads_as_text_and_as_html(model):

@@ -32,7 +32,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_iterations_are_further_time_steps(name):
-    """All four rules of the repeated op are those of the single one on T x N steps."""
+    """The rules of the repeated op are those of the single one on T x N steps."""
     primitive, xs, weights, y_shape, params = CASES[name]
     single, spec = get_primitive_spec(primitive).trace_rule, get_primitive_spec(repeated(primitive))
     assert is_etp_primitive(repeated(primitive))
@@ -54,6 +54,7 @@ def test_iterations_are_further_time_steps(name):
         (rule.contract(trace, signal, weights, params), single.contract(expected, signal[:, 0], weights, params)),
         (rule.pullback(xs, weights, factors[:, 0], params), single.pullback(flat, weights, apart[:, 0], params)),
     ]
+    assert rule.acts_beside_input(weights) == single.acts_beside_input(weights) == (name != "batch")
     for found, wanted in pairs:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
+from braintrace_compiler import CompilationReport, ETraceGraph, StateKind, readable_bytes
 from braintrace_primitives._jax_compat import under_trace
 
 from ._checkpoint import Checkpoints
@@ -28,6 +28,7 @@ from ._memory import MemoryUse
 from ._plan import Operands, Perturbations, Plan, make_plan
 from ._recording import Recording, active_recording
 from ._sequence import DriverCache
+from ._sizes import tree_bytes
 from ._step import StepResult, run_step
 from ._stream import Streaming
 from ._truncation import CarryChoice, Truncation
@@ -147,8 +148,14 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     @property
     def report(self) -> CompilationReport:
         """What the compiler understood of the model, what the strict gradient leaves out, and what is carried."""
-        report = self.graph.report(self.plan.batch or 1, self.plan.memories, self.plan.truncated)
-        remarks = self.plan.carry.remarks(self.plan)
+        plan = self.plan
+        report = self.graph.report(plan.batch or 1, plan.memories, plan.truncated, plan.step)
+        remarks = plan.carry.remarks(plan)
+        told, held = map(
+            readable_bytes, (sum(o["trace_bytes"] for o in report.operations), tree_bytes(self.etraces.value))
+        )
+        if held != told:
+            remarks.append(f"What this learner keeps of the past takes {held}; D-RTRL's traces, as told above, {told}.")
         short = [] if under_trace() else [str(trace) for trace in self.truncation.traces]
         return report._replace(notes="\n".join(filter(None, [report.notes, *remarks, *short])))
 

@@ -22,6 +22,8 @@ from ._arguments import is_data as is_data
 from ._certificate import Certificate as Certificate
 from ._certificate import Omission as Omission
 from ._constant_factors import factored_states as factored_states
+from ._constant_factors import outlasts_step as outlasts_step
+from ._constant_factors import reaches as reaches
 from ._control_flow import ControlFlowPolicy as ControlFlowPolicy
 from ._dependence import StepStructure as StepStructure
 from ._dependence import step_structure as step_structure

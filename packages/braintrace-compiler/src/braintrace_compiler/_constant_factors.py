@@ -137,6 +137,34 @@ def factored_states(
     return tuple(place for place, s in enumerate(states) if s in kept)
 
 
+def reaches(transition: LocalTransition, slots: Sequence[int], states: Sequence[int]) -> bool:
+    """Whether operations reach any of some states of a group; if not, F = 0 and their trace is zero for ever.
+
+    Parameters
+    ----------
+    transition : LocalTransition
+    slots, states : sequence of int
+        As in `factored_states`.
+    """
+    F = transition.constants.F
+    return any(not F or F[slot][s] != 0 for slot in slots for s in states)
+
+
+def outlasts_step(transition: LocalTransition, slots: Sequence[int], states: Sequence[int]) -> bool:
+    """Whether any of some states reads the past of one that operations reach; if not, D F = 0 and a trace lasts a step.
+
+    Parameters
+    ----------
+    transition : LocalTransition
+    slots, states : sequence of int
+        As in `factored_states`.
+    """
+    D, F = transition.constants
+    if not (transition.remembers and D):
+        return transition.remembers
+    return any(F[slot][r] != 0 and D[s][r] != 0 for slot in slots for r in states for s in states)
+
+
 def is_affine_in_input(operation: MarkedOperation) -> bool:
     """Whether the derivative of an op with respect to its input does not read the input."""
     params, fn = operation.eqn.params, operation.spec.trace_rule.fn

@@ -15,7 +15,7 @@ from ._findings import structural_findings
 from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo
 from ._listing import list_program
 from ._module_info import ModuleInfo, extract_module_info
-from ._perturbation import HiddenPerturbation, perturb
+from ._perturbation import HiddenPerturbation, PerturbedStep, perturb
 from ._relations import HiddenParamOpRelation, find_relations
 from ._report import CompilationReport, make_report
 from ._requirements import OnMixing, require_exact, require_positions, require_reverse_derivatives
@@ -97,6 +97,7 @@ class ETraceGraph(NamedTuple):
         copies: int = 1,
         absorbed: Sequence[LinearMemory] = (),
         truncated: Truncated = MappingProxyType({}),
+        step: PerturbedStep | None = None,
     ) -> CompilationReport:
         """The page to read about this graph: groups, relations, omissions, memory, weights without a trace.
 
@@ -106,6 +107,9 @@ class ETraceGraph(NamedTuple):
             How many copies of the model a learner maps over a batch; what is carried is carried for each.
         absorbed, truncated
             As in `certificates`.
+        step : PerturbedStep, optional
+            What a learner differentiates: ``hidden_perturb.strict``, the default, or ``hidden_perturb.full``, as in
+            multi-step windows. What it does not read of the past needs no trace.
 
         Returns
         -------
@@ -119,6 +123,7 @@ class ETraceGraph(NamedTuple):
             self.diagnostics,
             copies,
             truncated,
+            step or self.hidden_perturb.strict,
         )
 
     def to_mermaid(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ._absorption import LinearMemory
 from ._certificate import Truncated
-from ._constant_factors import factored_states
+from ._constant_factors import factored_states, outlasts_step, reaches
 from ._diagnostics import Path
 from ._feeds import Feed, FeedKind, LocalTransition
 from ._hidden_groups import HiddenGroup
@@ -31,7 +31,8 @@ class RelationMemory(NamedTuple):
         Bytes of two factors in its place, the input's apart.
     kept_as : str
         "a full trace"; "filtered inputs", wholly or "in part", where D and F into states are proven constant; "the
-        latest step" where the group has no memory of its own; "the last R steps" where a learner cuts it short.
+        latest step" where no state reads the past of one that the operation reaches; "the last R steps" where a learner
+        cuts it short.
     """
 
     trace: int
@@ -62,16 +63,17 @@ def relation_memory(
             factors += len(relation.uses) * group.num_state * math.prod(elements) * size
         states = live_states(group, read)
         more = sum(len(m.states) for m in absorbed if m.source.index == group.index)
-        if not states and not more:
-            continue
         slots = [transition.y_vars.index(use.y_var) for use in relation.uses]
-        steps = truncated.get((relation.y_var, group.index), 0 if transition.remembers or more else 1)
+        if not more and not reaches(transition, slots, states):
+            continue
+        constant = len(factored_states(transition, slots, feed, operation, states))
+        lasts = constant or more or outlasts_step(transition, slots, states)
+        steps = truncated.get((relation.y_var, group.index), 0 if lasts else 1)
         if steps and operation.x_var is not None:
             x = int(operation.x_var.aval.size) * np.dtype(operation.x_var.aval.dtype).itemsize
             trace += len(relation.uses) * steps * ((len(states) + more) * math.prod(elements) * size + x)
             kept.add(f"the last {steps} steps" if steps > 1 else "the latest step")
             continue
-        constant = len(factored_states(transition, slots, feed, operation, states))
         rest = len(states) - constant + more
         if constant:
             assert operation.x_var is not None  # an operation without input is not affine in it

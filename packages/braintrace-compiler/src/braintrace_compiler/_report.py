@@ -4,7 +4,6 @@ import html
 import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ._certificate import Certificate, Truncated, summarise
@@ -12,7 +11,7 @@ from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Pa
 from ._feeds import LocalTransition
 from ._memory import influence_bytes, input_bytes, relation_memory, states_read
 from ._module_info import ModuleInfo
-from ._perturbation import HiddenPerturbation
+from ._perturbation import HiddenPerturbation, PerturbedStep
 from ._relations import HiddenParamOpRelation
 from ._tables import Table, readable_bytes
 
@@ -37,8 +36,9 @@ class CompilationReport(NamedTuple):
         Index, states, positions, whether the group remembers position by position, and what is proven of D.
     operations : tuple of dict
         Every marked operation: primitive, weights, number of uses in a step, groups it drives, what a strict gradient
-        omits, bytes of its trace, and as what it is kept: "a full trace"; "filtered inputs" where D and F are proven
-        constant; "the latest step" where nothing is remembered; "the last R steps" where a learner cuts it short.
+        omits, bytes of the trace that D-RTRL keeps for it, and as what: "a full trace"; "filtered inputs" where D and F
+        are proven constant; "the latest step" where nothing is remembered; "the last R steps" where a learner cuts it
+        short. No bytes where none of the past that it reaches is read.
     carries : tuple of dict
         What an algorithm may keep of the past, and the bytes it takes for the whole model.
     untraced : tuple of dict
@@ -101,8 +101,9 @@ def make_report(
     perturb: HiddenPerturbation,
     certificates: Sequence[Certificate],
     records: Sequence[CompilationRecord],
-    copies: int = 1,
-    truncated: Truncated = MappingProxyType({}),
+    copies: int,
+    truncated: Truncated,
+    step: PerturbedStep,
 ) -> CompilationReport:
     """Gather what `CompilationReport` shows; what is carried is carried for each of `copies` of the model."""
     groups = tuple(
@@ -115,7 +116,7 @@ def make_report(
         }
         for t in perturb.transitions
     )
-    operations = _operations(relations, perturb, certificates, copies, truncated)
+    operations = _operations(relations, perturb, certificates, copies, truncated, step)
     serious = (r for r in records if r.level is not DiagnosticLevel.INFO)
     notes = render(r for r in serious if r.kind is not DiagnosticKind.RELATION_EXCLUDED_NON_TEMPORAL)
     notes = "\n".join(filter(None, [notes, *_remarks(relations, operations)]))
@@ -140,9 +141,10 @@ def _operations(
     certificates: Sequence[Certificate],
     copies: int,
     truncated: Truncated,
+    step: PerturbedStep,
 ) -> tuple[dict[str, Any], ...]:
     relation_of = {use.y_var: r for r in relations for use in r.uses}
-    read = states_read(perturb, perturb.strict)
+    read = states_read(perturb, step)
     uses: dict[Any, list[Certificate]] = {}
     for certificate in certificates:
         op = certificate.operation

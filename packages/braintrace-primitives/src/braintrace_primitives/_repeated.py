@@ -48,6 +48,9 @@ class RepeatedTraceRule(TraceRule):
     def uncarried(self, params):
         return self.rule.uncarried(params)
 
+    def acts_beside_input(self, weights):
+        return self.rule.acts_beside_input(weights)
+
     def remark(self, params):
         return self.rule.remark(params)
 

@@ -91,6 +91,8 @@ from braintrace_compiler import find_hidden_param_op_relations_from_minfo as fin
 from braintrace_compiler import find_hidden_param_op_relations_from_module as find_hidden_param_op_relations_from_module
 from braintrace_compiler import is_data as is_data
 from braintrace_compiler import live_states as live_states
+from braintrace_compiler import outlasts_step as outlasts_step
+from braintrace_compiler import reaches as reaches
 from braintrace_compiler import readable_bytes as readable_bytes
 from braintrace_compiler import split_scan as split_scan
 from braintrace_compiler import states_read as states_read

@@ -1,7 +1,7 @@
 """Eligibility traces: one for each marked operation and hidden group that it drives."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +15,7 @@ from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._sizes import tree_bytes
 from braintrace_algos._step import Derivatives, StepResult, local_derivatives
 from braintrace_algos._truncation import CarryChoice, TruncatedTrace
-from braintrace_compiler import ETraceGraph, LinearMemory, factored_states
+from braintrace_compiler import ETraceGraph, LinearMemory, factored_states, outlasts_step, reaches
 from braintrace_primitives import TraceRule
 
 from ._base import Carry
@@ -62,10 +62,10 @@ class TraceCarry(Carry):
         rules: dict[str, TraceRule] = {}
         for key, (c, *others) in plan.traces.items():
             transition, operation = plan.transitions[c.group], plan.operations[c.operation]
-            slots = [c.slot, *(use.slot for use in others)]
-            if states := factored_states(transition, slots, c.feed, operation, plan.live[c.group]):
+            slots, live = [c.slot, *(use.slot for use in others)], plan.live[c.group]
+            if states := factored_states(transition, slots, c.feed, operation, live):
                 rules[key] = FactoredTraceRule(c.rule, states)
-            elif operation.x_var is not None and not self._remembered(plan, c.group, slots):
+            elif not (operation.x_var is None or plan.memories_of(c.group) or outlasts_step(transition, slots, live)):
                 rules[key] = RecentStepsTraceRule(c.rule, len(slots))
         return rules
 
@@ -75,21 +75,11 @@ class TraceCarry(Carry):
             return set()
         return {
             key
-            for key, (c, *others) in plan.traces.items()
-            if not plan.memories_of(c.group)
-            for F in [plan.transitions[c.group].constants.F]
-            if F and all(F[use.slot][r] == 0 for use in (c, *others) for r in plan.live[c.group])
+            for key, uses in plan.traces.items()
+            for group in [uses[0].group]
+            if not plan.memories_of(group)
+            and not reaches(plan.transitions[group], [use.slot for use in uses], plan.live[group])
         }
-
-    def _remembered(self, plan: Plan, group: int, slots: Sequence[int]) -> bool:
-        """Whether a state reads the past of one that the operations in `slots` reach, so that a trace goes on."""
-        transition, live = plan.transitions[group], plan.live[group]
-        if plan.memories_of(group):
-            return True
-        D, F = transition.constants
-        if not (transition.remembers and D):
-            return transition.remembers
-        return any(F[slot][r] != 0 and D[s][r] != 0 for slot in slots for r in live for s in live)
 
     def remarks(self, plan: Plan) -> list[str]:
         return [
