@@ -32,7 +32,8 @@ class Deep(brainstate.nn.Module):
 
     def update(self, x: Any) -> Any:
         for w, h in zip(self.w, self.h, strict=True):
-            z = 0.9 * h.value + jnp.tanh(braintrace.matmul(jnp.concatenate([x, h.value]), w.value))
+            before: Any = h.value
+            z = 0.9 * before + jnp.tanh(braintrace.matmul(jnp.concatenate([x, before]), w.value))
             for _ in range(3):
                 z = jnp.sin(z) + 0.1 * z
             h.value = x = z

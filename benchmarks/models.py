@@ -55,8 +55,9 @@ class LeakyConvolution(brainstate.nn.Module):
 
     def update(self, x: jax.Array) -> jax.Array:
         """One step; channel means of shape (B, C)."""
-        self.h.value = LEAK * self.h.value + jnp.tanh(self.conv(x))
-        return CELLS["conv"].output((self.h.value,))
+        h: Any = LEAK * self.h.value + jnp.tanh(self.conv(x))
+        self.h.value = h
+        return CELLS["conv"].output((h,))
 
 
 class Network(brainstate.nn.Module):
@@ -86,7 +87,7 @@ class Network(brainstate.nn.Module):
 def network(regime: Regime) -> Network:
     """A network whose parameters depend on their path only, the same in every process."""
     model = Network(regime)
-    for path, state in brainstate.graph.states(model, brainstate.ParamState).items():
+    for path, state in _parameter_states(model).items():
         rng = np.random.default_rng(zlib.crc32(".".join(map(str, path)).encode()))
         state.value = jax.tree.map(lambda leaf, rng=rng: jnp.asarray(_initial(leaf.shape, rng)), state.value)
     return model
@@ -100,7 +101,12 @@ def _initial(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 def parameters(model: Network) -> dict[tuple[str, ...], Any]:
     """Values by path."""
-    return {path: s.value for path, s in brainstate.graph.states(model, brainstate.ParamState).items()}
+    return {path: state.value for path, state in _parameter_states(model).items()}
+
+
+def _parameter_states(model: Network) -> dict[tuple[str, ...], brainstate.State]:
+    states: Any = brainstate.graph.states(model, brainstate.ParamState)
+    return dict(states)
 
 
 def input_shape(regime: Regime) -> tuple[int, ...]:
@@ -110,11 +116,12 @@ def input_shape(regime: Regime) -> tuple[int, ...]:
 
 def abstract_data(regime: Regime) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """Shapes of inputs (T, B, ...) and targets (T, B, 10)."""
-    shapes = (regime.T, *input_shape(regime)), (regime.T, regime.B, OUTPUTS)
-    return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    inputs, targets = (regime.T, *input_shape(regime)), (regime.T, regime.B, OUTPUTS)
+    return jax.ShapeDtypeStruct(inputs, jnp.float32), jax.ShapeDtypeStruct(targets, jnp.float32)
 
 
 def data(regime: Regime) -> tuple[jax.Array, jax.Array]:
     """Random inputs and targets."""
     rng = np.random.default_rng(0)
-    return tuple(jnp.asarray(rng.standard_normal(s.shape, np.float32)) for s in abstract_data(regime))
+    inputs, targets = (jnp.asarray(rng.standard_normal(s.shape, np.float32)) for s in abstract_data(regime))
+    return inputs, targets

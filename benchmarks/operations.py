@@ -75,7 +75,7 @@ PROFILES = {
 
 def program_text(function: Callable[..., Any], *operands: Any) -> str:
     """The optimised program of `function`, without names and source lines."""
-    text = jax.jit(function).lower(*operands).compile().as_text()
+    text = str(jax.jit(function).lower(*operands).compile().as_text())
     text = re.sub(r",? ?(metadata=\{[^}]*\}|stack_frame_id=\d+)", "", text)
     body = "\n".join(line for line in text.splitlines() if " = " in line)
     names: dict[str, str] = {}

@@ -58,8 +58,9 @@ class Leaky(brainstate.nn.Module):
             y = braintrace.matmul(x, self.w.value)
         else:
             y = braintrace.sparse_matmul(x, self.w.value, sparse_mat=self.pattern)
-        self.h.value = 0.9 * self.h.value + jnp.tanh(y)
-        return self.h.value
+        h: Any = 0.9 * self.h.value + jnp.tanh(y)
+        self.h.value = h
+        return h
 
 
 def shell(rounds: int) -> list[tuple[Any, ...]]:
@@ -82,7 +83,8 @@ def shell(rounds: int) -> list[tuple[Any, ...]]:
     def loss(x: Any) -> Any:
         return learner(x).sum()
 
-    shelled, touched, x = brainstate.transform.jit(learner), brainstate.transform.jit(touch), xs[0]
+    jit: Any = brainstate.transform.jit
+    shelled, touched, x = jit(learner), jit(touch), xs[0]
     ways = {
         "step: functional face, `jax.jit`": (1, lambda: step(params, state, x)),
         "step: `learner(x)`": (1, lambda: learner(x)),

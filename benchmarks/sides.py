@@ -110,8 +110,10 @@ def per_step(regime: Regime):
     learner = compiled(regime, "d_rtrl")
     states = learner.param_states
 
+    grad: Any = brainstate.transform.grad
+
     def step(x, y):
-        grads = brainstate.transform.grad(lambda: jnp.mean((learner(x) - y) ** 2), states)()
+        grads = grad(lambda: jnp.mean((learner(x) - y) ** 2), states)()
         for path, state in states.items():
             state.value = jax.tree.map(lambda w, g: w - LEARNING_RATE * g, state.value, grads[path])
 

@@ -45,9 +45,10 @@ class Network(brainstate.nn.Module):
         self.h = brainstate.HiddenState(jnp.zeros(HIDDEN))
 
     def update(self, x: Any) -> Any:
-        y = braintrace.sparse_matmul(jnp.concatenate([x, self.h.value]), self.w.value, sparse_mat=self.pattern)
-        self.h.value = 0.5 * self.h.value + jnp.tanh(y)
-        return self.out(self.h.value)
+        before: Any = self.h.value
+        y = braintrace.sparse_matmul(jnp.concatenate([x, before]), self.w.value, sparse_mat=self.pattern)
+        h = self.h.value = 0.5 * before + jnp.tanh(y)
+        return self.out(h)
 
 
 def measure(folder: pathlib.Path) -> None:
