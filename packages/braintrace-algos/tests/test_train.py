@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, _progress, compile
+from braintrace_compiler import CompilationWarning
 from braintrace_primitives import _rows
 
 
@@ -99,9 +100,22 @@ def test_training_is_compiled_once(learner, data, loss):
     learner.etrace_train(*data, step_fn=step, optimizer=optimizer, update_every=2)
     count = len(traced)
     learner.etrace_train(*data, step_fn=step, optimizer=optimizer, update_every=2)
+    learner.init_optimizer(optimizer)
+    learner.etrace_train(*data, step_fn=step, optimizer=optimizer, update_every=2)
     assert len(traced) == count
     learner.etrace_train(*data, step_fn=step, optimizer=optimizer, update_every=3)
     assert len(traced) > count
+
+
+def test_an_optimiser_made_anew_in_each_call_is_told_of(learner, data, step):
+    def train():
+        learner.etrace_train(data[0][:1], data[1][:1], step_fn=step, optimizer=optax.sgd(0.01))
+
+    for _ in range(4):
+        train()
+    with pytest.warns(CompilationWarning, match="another GradientTransformation") as told:
+        train()
+    assert told[0].filename == __file__
 
 
 def test_training_inside_of_jit(learner, step, data, start, distance):

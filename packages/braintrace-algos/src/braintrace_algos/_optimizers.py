@@ -34,6 +34,10 @@ class UpdateRule:
     paths: tuple[Any, ...]
     states: Sequence[brainstate.State]
 
+    def serves(self, optimizer: Any, parameters: Parameters) -> bool:
+        """Whether this is the rule of an optimiser for parameters."""
+        return self.optimizer is optimizer and self.paths == tuple(parameters)
+
     def apply(
         self, grads: dict[Any, Any], theta: dict[Any, Any], values: list[Any]
     ) -> tuple[dict[Any, Any], list[Any]]:
@@ -67,12 +71,18 @@ class TransformationRule(UpdateRule):
 
     def __init__(self, optimizer: Any, parameters: Parameters, state: OptimizerState | None = None):
         self.optimizer, self.paths = optimizer, tuple(parameters)
-        theta = {path: s.value for path, s in parameters.items()}
         if state is None:
-            state = OptimizerState(jax.tree.map(jnp.asarray, optimizer.init(theta)))
+            state = OptimizerState(self._initial(parameters))
         else:
-            _require_same(jax.eval_shape(optimizer.init, theta), state.value)
+            _require_same(jax.eval_shape(lambda: self._initial(parameters)), state.value)
         self.states = (state,)
+
+    def restart(self, parameters: Parameters) -> None:
+        """Forget what the optimiser remembers, in place: what was compiled for it goes on to serve."""
+        self.states[0].value = self._initial(parameters)
+
+    def _initial(self, parameters: Parameters) -> Any:
+        return jax.tree.map(jnp.asarray, self.optimizer.init({path: s.value for path, s in parameters.items()}))
 
     def apply(self, grads, theta, values):
         learning = {path: theta[path] for path in grads}

@@ -19,8 +19,9 @@ from ._errors import LearnerError, LearnerTypeError
 from ._functional import CompiledCall
 from ._plan import Plan
 from ._progress import Progress
+from ._repeats import Repeats
 from ._sizes import tape_bytes, tree_bytes
-from ._step_functions import Places, key_of
+from ._step_functions import key_of
 
 
 class SequenceDrivers:
@@ -183,7 +184,7 @@ class SequenceDrivers:
 
         def before() -> None:
             check_step_fn(step_fn, sequences)
-            self._drivers.places.count(step_fn, use)
+            self._drivers.repeats.of_step(step_fn, use)
 
         driver = self._drivers.get((key_of(step_fn, self), use), make, before)
         if bar is not None:
@@ -202,7 +203,7 @@ class DriverCache:
     """What a learner used last, compiled drivers and sizes; opaque to walks over the learner's states."""
 
     def __init__(self, size: int = 16):
-        self._size, self._kept, self.places = size, {}, Places()
+        self._size, self._kept, self.repeats = size, {}, Repeats()
         self._measured: tuple[Plan, tuple[int, int]] | None = None
 
     def __deepcopy__(self, memo: Any) -> "DriverCache":

@@ -1,4 +1,4 @@
-"""Step functions that are made anew in each call: when two of them are one, and a word to the user when not.
+"""Step functions that are made anew in each call: when two of them are one.
 
 Two functions are one where they come from the same code, and everything that this code reads from around it is fixed:
 numbers and strings of the same value; the same arrays of JAX; the learner, where none of its attributes is read;
@@ -8,15 +8,12 @@ modules and functions of a few libraries; functions of which the same holds. Not
 import dis
 import functools
 import types
-import warnings
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from braintrace_compiler import CompilationWarning
 from braintrace_primitives._jax_compat import Tracer
 
 _LIBRARIES = frozenset({"jax", "optax", "math"})
@@ -31,8 +28,6 @@ _BUILTINS = frozenset(
 )
 _MORE_THAN_READING = ("IMPORT_", "STORE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_SUBSCR", "DELETE_", "LOAD_BUILD_")
 _DEPTH = 8
-_PATIENCE = 4
-"""Programs from one place of the source after which its user is told."""
 
 
 class _Same:
@@ -145,26 +140,3 @@ def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _parts(constant)
-
-
-class Places:
-    """Counts the programs that come from one place of a user's source, and tells once that they have become many."""
-
-    def __init__(self) -> None:
-        self._programs: Counter[Any] = Counter()
-
-    def count(self, function: Any, use: Any) -> None:
-        """One more program of `function`, for a `use` that differs where programs differ for other reasons."""
-        code = getattr(function, "__code__", None)
-        if code is None:
-            return
-        self._programs[code, use] += 1
-        if self._programs[code, use] == _PATIENCE:
-            warnings.warn(
-                f"The step_fn of {code.co_filename}:{code.co_firstlineno} ({code.co_name}) has been compiled "
-                f"{_PATIENCE} times for one learner: each call gave another function, and what it reads from around it "
-                "differs or cannot be compared. Define it once, outside of the loop; hand over what changes in the "
-                "sequences or in a brainstate.State.",
-                CompilationWarning,
-                stacklevel=6,
-            )

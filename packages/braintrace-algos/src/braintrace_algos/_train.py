@@ -141,7 +141,7 @@ class Training(SequenceDrivers):
             As in `etrace_grad`: calls the learner once, returns the scalar loss of one time step.
         optimizer : object
             An Optax gradient transformation, or an optimiser of ``braintools.optim``. Pass the same object again
-            to reuse the compiled loop.
+            to reuse the compiled loop; a warning tells where it is another one in call after call.
         update_every : int
             Steps between updates. Where it does not divide T, the steps that remain make an update of their own.
         mask : array of shape (T,), optional
@@ -240,7 +240,11 @@ class Training(SequenceDrivers):
                 where="init_optimizer",
                 fix="call learner.init_optimizer(optimizer) once before, outside of jit",
             )
-        self._rule = update_rule(optimizer, dict(self.param_states if weights is None else weights))
+        parameters = dict(self.param_states if weights is None else weights)
+        if isinstance(self._rule, TransformationRule) and self._rule.serves(optimizer, parameters):
+            self._rule.restart(parameters)
+        else:
+            self._rule = update_rule(optimizer, parameters)
 
     @property
     def optimizer_states(self) -> tuple[brainstate.State, ...]:
@@ -252,7 +256,8 @@ class Training(SequenceDrivers):
         if self._rule is None:
             self.init_optimizer(optimizer, parameters)
         rule: Any = self._rule
-        if rule.optimizer is not optimizer or rule.paths != tuple(parameters):
+        if not rule.serves(optimizer, parameters):
             kept = rule.states[0] if isinstance(rule, TransformationRule) else None
             rule = self._rule = update_rule(optimizer, parameters, kept)
+            self._drivers.repeats.of_optimizer(type(optimizer), rule.paths)
         return rule
