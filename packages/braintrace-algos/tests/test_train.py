@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, _progress, compile
+from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, _feedback, _progress, compile
 from braintrace_compiler import CompilationWarning
 from braintrace_primitives import _rows
 
@@ -105,6 +105,16 @@ def test_training_is_compiled_once(learner, data, loss):
     assert len(traced) == count
     learner.etrace_train(*data, step_fn=step, optimizer=optimizer, update_every=3)
     assert len(traced) > count
+
+
+def test_weights_are_transposed_beforehand_where_they_last(learner, data, step, monkeypatch):
+    seen, original = [], _feedback.with_way_back
+    monkeypatch.setattr(_feedback, "with_way_back", lambda *a: seen.append(None) or original(*a))
+    optimizer = optax.sgd(0.01)
+    learner.etrace_train(*data, step_fn=step, optimizer=optimizer)
+    assert not seen
+    learner.etrace_train(*data, step_fn=step, optimizer=optimizer, update_every=2)
+    assert seen
 
 
 def test_an_optimiser_made_anew_in_each_call_is_told_of(learner, data, step):

@@ -34,6 +34,8 @@ class GradientDriver:
     bar : Progress, optional
     method : object, optional
         With a `plan` of the same graph and a `vjp_method` that stand in for those of `learner`.
+    lasting : int, optional
+        Steps through which the weights stay as they are: those of `sequences` by default.
     """
 
     def __init__(
@@ -45,13 +47,16 @@ class GradientDriver:
         sequences: Any,
         bar: Progress | None,
         method: Any = None,
+        lasting: int | None = None,
     ):
         method = learner if method is None else method
         self.learner, self.plan, self.length, self.bar = learner, method.plan, length, bar
         self.strict = method.vjp_method == "single-step"
+        lasting = jax.tree.leaves(sequences)[0].shape[0] if lasting is None else lasting
+        steps = length if lasting > 1 else 0
 
         def recorded(weights: Operands, perturbations: Perturbations, slices: Any) -> Any:
-            with recording(learner, plan, weights, perturbations, length) as record:
+            with recording(learner, plan, weights, perturbations, steps) as record:
                 out = step_fn(*slices)
             loss, aux = check_loss(out, has_aux, len(record.tape))
             return loss, aux, record.tape[0]

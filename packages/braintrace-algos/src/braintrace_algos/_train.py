@@ -209,8 +209,8 @@ class Training(SequenceDrivers):
         bar = Progress(T, type(self).__name__) if progress else None
 
         def make():
-            driver = GradientDriver(self, step_fn, has_aux, length, sequences, bar)
             every = min(update_every, T)
+            driver = GradientDriver(self, step_fn, has_aux, length, sequences, bar, lasting=every)
             return TrainingDriver(driver, rule, every, reduction == "mean", masked, tuple(callbacks))
 
         options = (rule, update_every, reduction, masked, bool(callbacks), has_aux, length)
