@@ -45,6 +45,8 @@ class ETPPrimitive(Primitive):
         counted by the equation parameter ``batch_axes``.
     of_mapped_weights : callable, optional
         ``(operands, their mapped axes or None, params) -> (result, mapped axis)`` where a weight is mapped.
+    differentiated : callable, optional
+        What stands for `implementation` in derivatives.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ETPPrimitive(Primitive):
         batched_form: "ETPPrimitive | None" = None,
         leading_axes: bool = False,
         of_mapped_weights: MappedForm | None = None,
+        differentiated: Callable[..., Any] | None = None,
     ):
         super().__init__(name)
         self.implementation = implementation
@@ -64,6 +67,7 @@ class ETPPrimitive(Primitive):
         self._x_invar_index = x_invar_index
         self._batched_form = batched_form or (self if leading_axes else None)
         self._of_mapped_weights = of_mapped_weights
+        self._differentiated = differentiated or implementation
         self.def_impl(self.evaluate)
         self.def_abstract_eval(self._abstract_eval)
         mlir.register_lowering(self, mlir.lower_fun(self.evaluate, multiple_results=False))
@@ -85,6 +89,10 @@ class ETPPrimitive(Primitive):
 
     def evaluate(self, *operands: Any, **params: Any) -> Any:
         """The operation in plain JAX."""
+        return self._evaluate(self.implementation, operands, params)
+
+    def _evaluate(self, implementation, operands, params):
+        params = dict(params)
         batch_axes = params.pop("batch_axes", 0)
         expected = self._operand_count(params)
         if len(operands) != expected:
@@ -93,7 +101,7 @@ class ETPPrimitive(Primitive):
                 found=f"{len(operands)} operands, params {params}",
                 expected=f"{expected} operands",
             )
-        function = functools.partial(self.implementation, **params)
+        function = functools.partial(implementation, **params)
         axes = tuple(0 if i == self._x_invar_index else None for i in range(expected))
         for _ in range(batch_axes):
             function = jax.vmap(function, in_axes=axes)
@@ -108,13 +116,13 @@ class ETPPrimitive(Primitive):
         return out[0]
 
     def _at(self, operands, positions, params):
-        """The operation as a function of the operands at `positions`."""
+        """The operation, as derivatives see it, as a function of the operands at `positions`."""
 
         def function(*moved):
             values = list(operands)
             for position, value in zip(positions, moved, strict=True):
                 values[position] = value
-            return self.evaluate(*values, **params)
+            return self._evaluate(self._differentiated, values, params)
 
         return function
 
@@ -221,6 +229,7 @@ def register_primitive(
     batched_form: ETPPrimitive | None = None,
     leading_axes: bool = False,
     of_mapped_weights: MappedForm | None = None,
+    differentiated: Callable[..., Any] | None = None,
     check_linear: tuple[Any, ...] | None = None,
 ) -> ETPPrimitive:
     """Turn a function into an ETP primitive: traceable, batchable, differentiable and trainable online.
@@ -251,6 +260,9 @@ def register_primitive(
     of_mapped_weights : callable, optional
         ``(operands, axes, params) -> (result, axis)``: the operation where `jax.vmap` maps a weight, each operand along
         its axis or not at all (None), in marked operations. Without it the mark is lost there.
+    differentiated : callable, optional
+        The same function as `fn`, which derivatives of the operation are taken from instead: for a gradient that is
+        computed in another way than JAX would.
     check_linear : tuple of arrays, optional
         Example operands on which linearity in the weights is checked numerically.
 
@@ -305,6 +317,7 @@ def register_primitive(
         batched_form=batched_form,
         leading_axes=leading_axes,
         of_mapped_weights=of_mapped_weights,
+        differentiated=differentiated,
     )
     weight_index = next(iter(trainables({}).values()))
     _SPECS[primitive] = ETPPrimitiveSpec(

@@ -6,10 +6,12 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
+from ._jax_compat import ShapedArray
+
 
 def explicit_sharding(array: Any) -> Any:
     """The sharding of `array` where its mesh has explicit axes, else None."""
-    sharding = jax.typeof(array).sharding
+    sharding = _type_of(array).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
@@ -45,5 +47,8 @@ def varying_like(value: Any, *others: Any) -> Any:
 
 
 def _varying(array):
-    kind = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
-    return kind.manual_axis_type.varying
+    return _type_of(array).manual_axis_type.varying
+
+
+def _type_of(value):
+    return value if isinstance(value, (jax.ShapeDtypeStruct, ShapedArray)) else jax.typeof(value)

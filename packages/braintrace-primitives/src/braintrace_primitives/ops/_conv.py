@@ -12,24 +12,17 @@ from braintrace_primitives._primitive import register_primitive, trainables_with
 from ._conv_rule import ConvTraceRule
 from ._conv_window import batch_first, check_groups, padding_of, per_axis, sample_bias, spatial_rank
 from ._conv_window import dimension_numbers as layout_of
+from ._convolution import convolution_p, convolve
 from ._elementwise import add_copies
 from ._operands import applied, linear_operands
 
 _WHERE = "conv(x, kernel, bias)"
 
 
-def _conv(x, kernel, bias=None, *, has_bias, strides, **window):
+def _conv(x, kernel, bias=None, *, has_bias, convolve=convolve, **window):
     dtype = jnp.result_type(x, kernel)
-    y = _convolve(x.astype(dtype), kernel.astype(dtype), window_strides=strides, **window)
+    y = convolve(x.astype(dtype), kernel.astype(dtype), **window)
     return y if bias is None else y + bias
-
-
-def _convolve(x, kernel, **window):
-    if x.ndim < kernel.ndim:
-        return _convolve(x[None], kernel, **window)[0]
-    if x.ndim > kernel.ndim:
-        return jax.vmap(lambda x: _convolve(x, kernel, **window))(x)
-    return jax.lax.conv_general_dilated(x, kernel, **window)
 
 
 def _of_copies(operands, axes, params):
@@ -68,6 +61,7 @@ def _joined(array, axis, copies, place):
 etp_conv_p = register_primitive(
     "etp_conv",
     _conv,
+    differentiated=functools.partial(_conv, convolve=convolution_p.bind),
     trainable_invars=trainables_with_bias(weight=1),
     trace_rule=ConvTraceRule,
     leading_axes=True,

@@ -1,15 +1,15 @@
 """The trace rule of convolutions."""
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
-from jax.lax import ConvDimensionNumbers
 from jax.sharding import PartitionSpec
 
 from braintrace_primitives._sharding import explicit_spec, explicit_specs, in_auto_axes
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
+
+from ._convolution import kernel_gradient, to_kernel
 
 
 class ConvTraceRule(TraceRule):
@@ -21,21 +21,13 @@ class ConvTraceRule(TraceRule):
     """
 
     def pullback(self, xs, weights, gs, params):
-        plain = functools.partial(super().pullback, params=params)
+        window = {name: value for name, value in params.items() if name != "has_bias"}
 
-        def correlated(xs, weights, gs):
+        def summed(xs, weights, gs):
             gs = gs.astype(jnp.result_type(xs, weights["weight"]))
-            return _gradients(weights, _correlate(xs, gs, weights["weight"].shape, params), gs, params)
+            return _gradients(weights, kernel_gradient(xs.astype(gs.dtype), gs, weights["weight"], window), gs)
 
-        def by_platform(xs, weights, gs):
-            # XLA's own gradient of a convolution is up to a hundred times slower inside a loop on CPU, except for
-            # strides over three axes; and it alone takes empty axes.
-            strided = len(params["strides"]) == 3 and max(params["strides"] + params["lhs_dilation"]) > 1
-            if strided or not all(a.size for a in (xs, gs, weights["weight"])):
-                return plain(xs, weights, gs)
-            return jax.lax.platform_dependent(xs, weights, gs, cpu=correlated, default=plain)
-
-        return in_auto_axes(by_platform, explicit_specs(weights), xs, dict(weights), gs)
+        return in_auto_axes(summed, explicit_specs(weights), xs, dict(weights), gs)
 
     def init(self, x, weights, y, num_states, params, dtype):
         *places, outputs = jax.eval_shape(lambda y: _align(y, 0, params), y).shape
@@ -69,15 +61,14 @@ class ConvTraceRule(TraceRule):
         def over_positions(trace, signal, weights):
             total = sum_leading(mix(_align(signal, 1, params)[None, ..., None, :], trace["weight"])[0], 1)
             terms = mix(signal[None], trace["bias"])[0] if "bias" in weights else None
-            return _gradients(weights, total, terms, params)
+            return _gradients(weights, to_kernel(total, weights["weight"].shape, params), terms)
 
         return in_auto_axes(over_positions, explicit_specs(weights), trace, signal, dict(weights))
 
 
-def _gradients(weights, total, terms, params):
-    """Gradients from the kernel's (groups, M, O/groups) and the bias' terms (..., *y)."""
-    kernel = weights["weight"]
-    grads = {"weight": cast_like(_to_kernel(total, kernel.shape, params), kernel)}
+def _gradients(weights, of_kernel, terms):
+    """Gradients from the kernel's and the bias' terms (..., *y)."""
+    grads = {"weight": cast_like(of_kernel, weights["weight"])}
     if "bias" in weights:
         bias = weights["bias"]
         wide = next((i for i, size in enumerate(bias.shape) if size != 1), bias.ndim)
@@ -140,60 +131,3 @@ def _patches(xs, kernel_shape, params):
     patches = patches.reshape(lead[0], math.prod(outer), batches, samples, places, features, size)
     positions = math.prod(outer) * samples * places
     return jnp.moveaxis(patches, 2, 4).reshape(lead[0], positions, batches * features, size)
-
-
-def _to_kernel(total, kernel_shape, params):
-    """Gradient (groups, M, O/groups) in the layout of the kernel."""
-    spec = params["dimension_numbers"].rhs_spec
-    channels, *rest = (kernel_shape[i] for i in spec)
-    ordered = jnp.moveaxis(total, 1, 2).reshape(channels, *rest)
-    return ordered.transpose([spec.index(i) for i in range(len(spec))])
-
-
-def _correlate(xs, gs, kernel_shape, params):
-    """Gradient (groups, M, O/groups) of the kernel: ``sum_p x[p · stride + k · dilation - low] · g[p]``.
-
-    One convolution per group, in the layout that XLA has a fast path for on CPU: channels as samples, samples as
-    channels, cotangents as kernel.
-    """
-    numbers, features, batches = params["dimension_numbers"], params["feature_group_count"], params["batch_group_count"]
-    rank, spatial = len(kernel_shape), len(kernel_shape) - 2
-    rest, size = xs.shape[1 - rank :], xs.shape[-rank] // batches
-    steps = math.prod(xs.shape[:-rank])
-    channel, *places = (i + 2 for i in numbers.lhs_spec[1:])
-    x = xs.reshape(steps, batches, size, *rest).transpose(1, channel, *places, 0, 2)
-    x = x.reshape(batches * features, x.shape[1] // features, *x.shape[2:-2], steps * size)
-    dilation = [(0, 0, step - 1) for step in params["lhs_dilation"]]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 2 + dilation + [(0, 0, 0)]).astype(gs.dtype)
-
-    channel, *places = (i + 1 for i in numbers.out_spec[1:])
-    g = gs.reshape(steps, size, *gs.shape[1 - rank :]).transpose(*places, 0, 1, channel)
-    g = jnp.moveaxis(g.reshape(*g.shape[:spatial], steps * size, len(x), g.shape[-1] // len(x)), -2, 0)
-
-    window = _extent([kernel_shape[i] for i in numbers.rhs_spec[2:]], params["rhs_dilation"])
-    pads = params["padding"]
-    if isinstance(pads, str):
-        pads = jax.lax.padtype_to_pads(x.shape[2:-1], window, params["strides"], pads)
-    outputs = _extent(g.shape[1 : spatial + 1], params["strides"])
-    ends = zip(pads, window, outputs, x.shape[2:-1], strict=True)
-    padding = [(low, seen + size - given - low - 1) for (low, _), size, seen, given in ends]
-    axes = tuple(range(1, spatial + 1))
-    as_given = (0, spatial + 1, *axes)
-    layout = as_given, (spatial + 1, spatial, *range(spatial)), as_given
-
-    def one(pair):
-        return jax.lax.conv_general_dilated(
-            *pair,
-            window_strides=params["rhs_dilation"],
-            padding=padding,
-            rhs_dilation=params["strides"],
-            dimension_numbers=ConvDimensionNumbers(*layout),
-        )
-
-    total = one((x[0], g[0]))[None] if len(x) == 1 else jax.lax.map(one, (x, g))
-    return total.reshape(len(x), -1, total.shape[-1])
-
-
-def _extent(sizes, steps):
-    """Length that `sizes` elements `steps` apart span, per axis."""
-    return [(size - 1) * step + 1 for size, step in zip(sizes, steps, strict=True)]
