@@ -23,6 +23,7 @@ from braintrace_primitives._jax_compat import (
 from ._flow import influence, is_marked
 from ._jaxpr import Jaxpr, JaxprEqn, Literal, Opening, Var, bodies, eval_jaxpr, inline, needed, reads, slice_program
 from ._positions_relations import is_listed, primitives_of_lax
+from ._repetitions import without_repetitions
 from ._running_sums import bytes_of, without_sums
 
 _STATE, _STEP, _FIXED = 1, 2, 4
@@ -85,6 +86,7 @@ def split_scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any)
     length = given[0].shape[0] if given else 1
     if length == 1 or not _agree(types[0], program.outvars):
         return jax.lax.scan(body, carry, xs)
+    program = without_repetitions(program, _may_leave)
     program, sums = without_sums(program, len(consts), len(own))
     parts = split(program, len(consts), len(own) - len(sums))
     if parts is None:
