@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ._driver import scan_windows
 from ._errors import LearnerError
 from ._functional import StatefulProgram
+from ._once import final
 from ._progress import Progress
 from ._recording import weighing
 
@@ -93,7 +94,7 @@ class ChunkDriver:
 
         start = (values, jax.tree.map(jnp.zeros_like, theta))
         (values, grads), (losses, aux) = scan_windows(chunk, start, (sequences, scales), self.length)
-        return grads, losses, aux, values
+        return final(grads), losses, aux, values
 
 
 def _check_losses(losses: Any, K: int) -> None:

@@ -10,6 +10,7 @@ from ._errors import LearnerError, LearnerTypeError
 from ._fold import fold, signals_of_steps
 from ._fold_types import Window
 from ._functional import StatefulProgram
+from ._once import final
 from ._plan import Operands, Perturbations
 from ._progress import Progress
 from ._recording import recording
@@ -104,7 +105,7 @@ class GradientDriver:
         values, traces, (d_weights, d_theta) = carry
         losses, aux = out
         (through_chain,) = pull(d_weights)
-        return jax.tree.map(jnp.add, through_chain, d_theta), losses, aux, values, traces
+        return final(jax.tree.map(jnp.add, through_chain, d_theta)), losses, aux, values, traces
 
     def _leaves_of(self, theta: dict[Any, Any]) -> list[Any]:
         return [leaf for path in self.plan.parameters for leaf in jax.tree.leaves(theta[path])]

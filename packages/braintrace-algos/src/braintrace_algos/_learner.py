@@ -25,6 +25,7 @@ from ._errors import LearnerError
 from ._face import FunctionalLearner
 from ._fold import online_step
 from ._memory import MemoryUse
+from ._once import differentiable_once
 from ._plan import Operands, Perturbations, Plan, make_plan
 from ._recording import Recording, active_recording
 from ._sequence import DriverCache
@@ -45,7 +46,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
 
     Calling a learner runs one time step of its model, compiled also where no ``jit`` surrounds the call. Under
     ``brainstate.transform.grad`` the parameters get the online gradient of that step: the exact derivative at fixed
-    h^{t-1}, plus q · ε from the past.
+    h^{t-1}, plus q · ε from the past. What it holds fixed a second derivative would leave out, so that one is refused.
 
     Parameters
     ----------
@@ -275,7 +276,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     def _online_step(self, leaves: list[Any]) -> StepResult:
         plan, traces = self.plan, self.etraces.value
         states = [
-            values if s.kind is StateKind.PARAMETER else jax.lax.stop_gradient(values)
+            (differentiable_once if s.kind is StateKind.PARAMETER else jax.lax.stop_gradient)(values)
             for s, values in zip(plan.states, self._state_leaves(), strict=True)
         ]
         parameters = [

@@ -13,6 +13,7 @@ from ._checks import check_arguments
 from ._errors import LearnerError
 from ._fold import fold, no_cotangent, signals_of_steps
 from ._fold_types import Window
+from ._once import final
 from ._plan import Plan
 from ._recording import active_recording, step_weights
 from ._sequence import sequence_length
@@ -148,4 +149,4 @@ class _Differentiable:
         direct, of_xs, signals, b = pull(cotangents[0])
         of_weights, past, _ = self.fold(tape, signals, b, traces, weights, theta, scale)
         of_theta = [d + p for d, p in zip(direct, past, strict=True)] if past else direct
-        return of_theta, of_weights, *jax.tree.map(no_cotangent, (traces, values, scale)), of_xs
+        return *final((of_theta, of_weights)), *jax.tree.map(no_cotangent, (traces, values, scale)), of_xs
