@@ -33,6 +33,24 @@ class Spiking(brainstate.nn.Module):
         return self.v.value
 
 
+class JoinedLIF(brainstate.nn.Module):
+    """Synapse, membrane with a reset and adaptation, driven by one product of the input joined to the spikes."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState(brainstate.random.normal(size=(I + H, H)))
+
+    def init_state(self, batch_size=None):
+        self.i, self.v, self.a = (brainstate.HiddenState(jnp.zeros((batch_size, H))) for _ in range(3))
+
+    def update(self, x):
+        spikes = jax.nn.sigmoid(4 * (self.v.value - self.a.value - 0.5))
+        self.i.value = 0.8 * self.i.value + braintrace.matmul(jnp.concatenate([x, spikes], -1), self.w.value)
+        self.v.value = 0.9 * self.v.value * (1 - spikes) + self.i.value
+        self.a.value = 0.95 * self.a.value + 0.1 * spikes
+        return self.v.value
+
+
 class WithReadout(brainstate.nn.Module):
     """A cell, and a readout that is a parameter without a mark."""
 
@@ -52,6 +70,10 @@ class WithReadout(brainstate.nn.Module):
         (lambda: braintrace.nn.GRUCell(I, H), "d_rtrl", {"vjp_method": "multi-step", "window": 4}),
         (Spiking, "d_rtrl", {}),
         (Spiking, "d_rtrl", {"vjp_method": "multi-step", "window": T}),
+        pytest.param(JoinedLIF, "d_rtrl", {}, id="LIF with a joined input, single steps"),
+        pytest.param(
+            JoinedLIF, "d_rtrl", {"vjp_method": "multi-step", "window": 4}, id="LIF with a joined input, windows"
+        ),
     ],
 )
 def test_gradients_are_those_of_whole_loops(make, algorithm, options, monkeypatch):
