@@ -53,8 +53,8 @@ class GradientDriver:
         method = learner if method is None else method
         self.learner, self.plan, self.length, self.bar = learner, method.plan, length, bar
         self.strict = method.vjp_method == "single-step"
-        lasting = jax.tree.leaves(sequences)[0].shape[0] if lasting is None else lasting
-        steps = length if lasting > 1 else 0
+        T: int = jax.tree.leaves(sequences)[0].shape[0]
+        steps = length if (T if lasting is None else lasting) > 1 else 0
 
         def recorded(weights: Operands, perturbations: Perturbations, slices: Any) -> Any:
             with recording(learner, plan, weights, perturbations, steps) as record:
