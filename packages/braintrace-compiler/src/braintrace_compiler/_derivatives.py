@@ -9,7 +9,7 @@ import numpy as np
 
 from ._entries import Entry, Known
 from ._feeds import Feed, FeedKind, LocalTransition
-from ._jaxpr import eval_jaxpr
+from ._jaxpr import build_jaxpr, eval_jaxpr, needed
 
 
 def differentiate(
@@ -37,50 +37,60 @@ def differentiate(
         or per position where y is broadcast.
     """
     count, Y = transition.group.num_state, len(transition.y_vars)
-    h, y, constants = list(inputs[:count]), list(inputs[count : count + Y]), inputs[count + Y :]
+    h, y, others = list(inputs[:count]), list(inputs[count : count + Y]), inputs[count + Y :]
+    program, constants = transition.program, transition.constants
+    D, F = [], [[] for _ in feeds]
+    for s in states:
+        known = [_proven(constants.D, s, r) for r in states], [_proven(constants.F, slot, s) for slot, _ in feeds]
+        if None in (*known[0], *known[1]):
+            # Of this state alone: zero cotangents of the others would be multiplied by all that they do not depend on.
+            eqns, out = needed(program.eqns, [program.outvars[s]]), [program.outvars[s]]
+            own = build_jaxpr(program.invars, out, eqns, like=program)
+            new, pull = jax.vjp(lambda h, y, own=own: eval_jaxpr(own, *h, *y, *others), h, y)
+            found = _rows(transition, feeds, states, y, new, pull)
+        else:
+            found = known
+        D.append(tuple(v if n is None else Known(n) for n, v in zip(known[0], found[0], strict=True)))
+        for column, n, v in zip(F, known[1], found[1], strict=True):
+            column.append(v if n is None else Known(n))
+    return tuple(D), [tuple(column) for column in F]
 
-    def advance(h, y):
-        return eval_jaxpr(transition.program, *h, *y, *constants)
 
-    new, pull = jax.vjp(advance, h, y)
-    seeds = [[jnp.ones_like(v) if r == s else jnp.zeros_like(v) for r, v in enumerate(new)] for s in states]
-    rows = [pull(seed) for seed in seeds]
-
-    if transition.mixes:
-        D = [true_diagonals(lambda ct: [pull(ct)[0][r] for r in states], new, s) for s in states]
-    else:
-        D = [[h_bar[r] for r in states] for h_bar, _ in rows]
+def _rows(
+    transition: LocalTransition,
+    feeds: Sequence[tuple[int, Feed]],
+    states: Sequence[int],
+    y: Sequence[Any],
+    new: list[Any],
+    pull: Callable[[list[Any]], Sequence[Any]],
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The derivatives of one new state, in a list, by each state and by what each of `feeds` brings."""
+    by_h, by_y = pull([jnp.ones_like(new[0])])
+    D = (
+        true_diagonals(lambda ct: [pull(ct)[0][r] for r in states], new, 0)
+        if transition.mixes
+        else [by_h[r] for r in states]
+    )
     F = []
     for slot, feed in feeds:
         if feed.kind is FeedKind.BROADCAST:
             # One source for each position: the forward derivative along ones, as the transpose of the reverse one,
             # since a custom reverse rule may have no forward counterpart.
-            _, push = jax.vjp(lambda cts, slot=slot: pull(cts)[1][slot], [jnp.zeros_like(v) for v in new])
-            pushed = push(jnp.ones_like(y[slot]))[0]
+            _, push = jax.vjp(lambda cts, slot=slot: pull(cts)[1][slot], [jnp.zeros_like(new[0])])
+            pushed = push(jnp.ones_like(y[slot]))[0][0]
             if jnp.iscomplexobj(y[slot]):  # states are real: the two parts of F one after the other
-                pushed = [a + 1j * b for a, b in zip(pushed, push(jnp.full_like(y[slot], -1j))[0], strict=True)]
-            F.append([pushed[s] for s in states])
+                pushed = pushed + 1j * push(jnp.full_like(y[slot], -1j))[0][0]
+            F.append(pushed)
         elif feed.kind is FeedKind.DIAGONAL:
-            F.append([true_diagonals(lambda ct, slot=slot: [pull(ct)[1][slot]], new, s)[0] for s in states])
+            F.append(true_diagonals(lambda ct, slot=slot: [pull(ct)[1][slot]], new, 0)[0])
         else:
-            F.append([y_bar[slot] for _, y_bar in rows])
-    constants = transition.constants
-    return (
-        tuple(
-            tuple(_known(constants.D, s, r, value) for r, value in zip(states, row, strict=True))
-            for s, row in zip(states, D, strict=True)
-        ),
-        [
-            tuple(_known(constants.F, slot, s, value) for s, value in zip(states, column, strict=True))
-            for (slot, _), column in zip(feeds, F, strict=True)
-        ],
-    )
+            F.append(by_y[slot])
+    return D, F
 
 
-def _known(proven: Sequence[Sequence[complex | None]], i: int, j: int, value: Any) -> Entry:
-    """The number that is proven of an entry, or else its value."""
-    number = proven[i][j] if proven else None
-    return value if number is None else Known(number)
+def _proven(numbers: Sequence[Sequence[complex | None]], i: int, j: int) -> complex | None:
+    """The number that is proven of an entry, if any."""
+    return numbers[i][j] if numbers else None
 
 
 def true_diagonals(pull: Callable[[list[Any]], Sequence[Any]], new: Sequence[Any], s: int) -> Any:

@@ -21,6 +21,9 @@ from braintrace_primitives._sharding import explicit_sharding, sum_over_replicas
 from ._flow import influence
 from ._jaxpr import Jaxpr, JaxprEqn, Literal, Opening, Var, inline
 
+_NARROW = 16
+"""Columns of a weight, such as a readout's, up to which transposing it costs less than compiling that for itself."""
+
 
 @functools.lru_cache(maxsize=32)
 def with_way_back(program: Jaxpr, state: frozenset[Var] = frozenset()) -> Jaxpr:
@@ -90,6 +93,9 @@ def _product(evaluate: Callable[..., Any], waits: Sequence[bool]) -> Callable[..
         for count in runs:
             own = pieces[first : first + count]
             rows = jax.lax.slice_in_dim(w, start, start := start + sum(piece.shape[-1] for piece in own))
+            rows = jax.lax.optimization_barrier(
+                rows
+            )  # XLA takes what is behind a barrier out of loops, not a slice alone
             added, bias = ((), bias) if waits[first] else (bias, ())
             parts.append(_joined(evaluate, count)(*own, rows, *added))
             first += count
@@ -111,7 +117,8 @@ def _joined(evaluate: Callable[..., Any], count: int) -> Callable[..., Any]:
         for piece in pieces:
             rows = jax.lax.slice_in_dim(w, start, start := start + piece.shape[-1])
             # The barrier keeps XLA from taking the transposition back into the product, so it leaves the loop.
-            own.append(sum_over_replicas(g @ jax.lax.optimization_barrier(rows.T), piece))
+            back = rows.T if rows.shape[1] <= _NARROW else jax.lax.optimization_barrier(rows.T)
+            own.append(sum_over_replicas(g @ back, piece))
         _, pull = jax.vjp(lambda *rest: plain(*pieces, *rest), *operands[count:])
         return (*own, *pull(g))
 

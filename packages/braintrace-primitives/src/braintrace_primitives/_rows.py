@@ -6,11 +6,12 @@ at a time, while the row is in cache; XLA writes a row from one core. Where ther
 once for the sum, and then read and written in place, both by all cores. A row is what belongs to one position outside
 the weight: one sample, for a dense product.
 
-Shapes: trace (S, n, *w); signal (S, n, *p), blocks (S, S, n, *p) and factors (T, S, n, *p) where p has the axes of w,
+Shapes: trace (S, n, *w); S signals (n, *p), blocks (S, S, n, *p) and factors (T, S, n, *p) where p has the axes of w,
 some of them of size one; xs (T, n, *r), likewise.
 """
 
 import functools
+import itertools
 import math
 import operator
 import os
@@ -37,27 +38,27 @@ def pays(trace: Any, steps: int = 0) -> bool:
     return large and wide and steps <= MOST_STEPS and explicit_sharding(trace) is None
 
 
-def contract(trace: Any, signal: Any) -> Any:
-    """``sum_{s, n} signal[s, n] · trace[s, n]``."""
-    n, signal = trace.shape[1], list(signal)
+def contract(trace: Any, signal: Sequence[Any]) -> Any:
+    """``sum_{s, n} signal[s][n] · trace[s, n]``."""
+    S, n, *shape = trace.shape
     # At least two rounds: XLA has no loop of one, and without a loop computes the sum wherever it is used.
-    together = min(_TOGETHER, max(1, (n - 1) // 2))
-    first = n - together * max(2, (n - 1) // together)
-
-    def rows(begin, count):
-        return functools.reduce(operator.add, (_contracted(trace, signal, begin + b) for b in range(count)))
+    together = next((count for count in range(_TOGETHER, 1, -1) if n % count == 0 and n > count), 1)
+    trace = trace.reshape(S, -1, together, *shape)
+    narrow = signal[0].shape[1:]
+    signal = [of_s.reshape(-1, together, math.prod(narrow)) for of_s in signal]  # else XLA copies it for the loop
 
     def add(k, total):
-        return total + rows(first + k * together, together)
+        for s, b in itertools.product(range(S), range(together)):
+            total = total + _row(signal[s], k, b).reshape(narrow) * _row(trace, s, k, b)
+        return total
 
-    start = rows(0, first) if first else jnp.zeros_like(rows(0, 1))
-    return jax.lax.fori_loop(0, (n - first) // together, add, start)
+    start = jnp.zeros(shape, jnp.result_type(trace, *signal))
+    return jax.lax.fori_loop(0, n // together, add, start)
 
 
-def turn(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
+def turn(trace: Any, signal: Sequence[Any], blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
     """`contract`, and in the place of the trace ``sum_r blocks[s, r] · trace[r] + sum_t factors[t, s] · xs[t]``."""
     S, n = trace.shape[:2]
-    signal = list(signal)
 
     def advanced(trace, b):
         """Row b of the new trace, a tuple over states."""
@@ -91,7 +92,7 @@ def turn(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[A
     return total, put(trace, row, n - 1)
 
 
-def _in_one_pass(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
+def _in_one_pass(trace: Any, signal: Sequence[Any], blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
     n = trace.shape[1]
     together = 2 if n % 2 == 0 else 1
 
@@ -111,7 +112,7 @@ def _in_one_pass(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) ->
     return jax.lax.fori_loop(0, n // together, pass_rows, (start, trace))
 
 
-def _in_two_passes(trace: Any, signal: Any, blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
+def _in_two_passes(trace: Any, signal: Sequence[Any], blocks: Any, xs: Any, factors: Any) -> tuple[Any, Any]:
     total = contract(trace, signal)
     return total, _advanced(total, trace, blocks[0], factors, xs)
 
@@ -143,4 +144,5 @@ def _contracted(trace: Any, signal: Sequence[Any], b: Any) -> Any:
 def _row(values: Any, *at: Any) -> Any:
     """``values[at]``; each row by itself, so that XLA fuses the slice with what reads it."""
     rest = values.shape[len(at) :]
-    return jax.lax.dynamic_slice(values, (*at, *(0,) * len(rest)), (*(1,) * len(at), *rest)).reshape(rest)
+    start, sizes = (*at, *(0,) * len(rest)), (*(1,) * len(at), *rest)
+    return jax.lax.dynamic_slice(values, start, sizes, allow_negative_indices=False).reshape(rest)

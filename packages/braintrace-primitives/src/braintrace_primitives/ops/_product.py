@@ -76,7 +76,7 @@ class ProductTraceRule(TraceRule):
     def accumulate(self, xs, factors, weights, params):
         equation = self.equation(params)
         trace = {"weight": outer(equation, in_precision_of(factors, xs), factors)}
-        return trace | {"bias": sum_leading(factors, 1)} if "bias" in weights else trace
+        return trace | {"bias": _summed(equation, factors)} if "bias" in weights else trace
 
     def decay(self, trace, blocks, params):
         aligned = {"weight": align(self.equation(params), blocks), "bias": blocks}
@@ -84,7 +84,8 @@ class ProductTraceRule(TraceRule):
 
     def contract(self, trace, signal, weights, params):
         equation = self.equation(params)
-        aligned = {"weight": align(equation, signal), "bias": signal}
+        # States one by one before they are aligned: then XLA sees through the stack that they come from.
+        aligned = {"weight": [align(equation, of_s) for of_s in signal], "bias": list(signal)}
         kept = {"weight": equation.kept(), "bias": equation.y}
 
         def gradient(name, w):
@@ -103,7 +104,7 @@ class ProductTraceRule(TraceRule):
         def by_rows(trace, signal, blocks, xs, factors, weights):
             total, new = _rows.turn(
                 _in_rows(trace["weight"], 1, count),
-                _in_rows(align(equation, signal), 1, count),
+                [_in_rows(align(equation, of_s), 0, count) for of_s in signal],
                 _in_rows(align(equation, blocks), 2, count),
                 _in_rows(_align_input(equation, in_precision_of(factors, xs)), 1, count),
                 _in_rows(align(equation, factors), 2, count),
@@ -136,6 +137,18 @@ def outer(equation: Equation, xs: Any, factors: Any) -> Any:
     return jnp.stack([jnp.einsum(subscripts, xs, factors[:, s]) for s in range(factors.shape[1])])
 
 
+def _summed(equation: Equation, factors: Any) -> Any:
+    """``sum_t factors[t]``, for factors (T, S, *y)."""
+    lead = factors.shape[2 : factors.ndim - len(equation.y)]
+    if not lead or len(factors) <= _rows.MOST_STEPS or explicit_sharding(factors) is not None:
+        return sum_leading(factors, 1)
+    # As a product with ones that reads the factors as they are laid out for `outer`: XLA makes them but once.
+    t, *rest = equation.spare()
+    steps, y = t + "".join(rest[: len(lead)]), "".join(rest[: len(lead)]) + equation.y
+    ones = jnp.ones((len(factors), *lead), factors.dtype)
+    return jnp.stack([jnp.einsum(f"{steps},{t}{y}->{y}", ones, factors[:, s]) for s in range(factors.shape[1])])
+
+
 def align(equation: Equation, values: Any) -> Any:
     """Values (..., *y) with their axes in the order of the trace, size one where y lacks the axis."""
     layout, front = equation.layout(), values.ndim - len(equation.y)
@@ -164,10 +177,11 @@ def _contracted(trace: Any, signal: Any, kept: int) -> Any:
     count = trace.ndim - 1 - kept
 
     def plain(trace, signal):
-        return sum_leading(mix(signal[None], trace)[0], count)
+        terms = (of_s * trace[s] for s, of_s in enumerate(signal))
+        return sum_leading(functools.reduce(operator.add, terms), count)
 
     def by_rows(trace, signal):
-        return _rows.contract(_in_rows(trace, 1, count), _in_rows(signal, 1, count))
+        return _rows.contract(_in_rows(trace, 1, count), [_in_rows(of_s, 0, count) for of_s in signal])
 
     if not _rows.pays(_in_rows(trace, 1, count)):
         return plain(trace, signal)
