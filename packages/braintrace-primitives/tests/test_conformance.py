@@ -125,6 +125,24 @@ def test_single_state_and_single_step():
     check_primitive(primitive, *operands, num_states=1, num_steps=1, **params)
 
 
+@pytest.mark.parametrize("case", ["elemwise", "einsum, shared axis", "emb", "sp_mm", "lora_mm"])
+def test_second_derivatives_are_those_of_plain_jax(case):
+    primitive, operands, params = CASES[case]
+    places = [i for i, o in enumerate(operands) if jnp.issubdtype(o.dtype, jnp.inexact)]
+    start = {i: operands[i] for i in places}
+
+    def second(f):
+        def energy(moved):
+            return jnp.sum(jnp.sin(f(*(moved.get(i, o) for i, o in enumerate(operands)), **params)))
+
+        gradient = jax.grad(energy)
+        norm = jax.grad(lambda moved: sum(jnp.sum(g**3) for g in gradient(moved).values()))
+        return norm(start), jax.jvp(gradient, (start,), (start,))[1]
+
+    got, want = jax.jit(lambda: (second(primitive.bind), second(primitive.evaluate)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-4), got, want)
+
+
 class WrongDecay(bp.GenericTraceRule):
     def decay(self, trace, blocks, params):
         return trace

@@ -47,6 +47,8 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     Calling a learner runs one time step of its model, compiled also where no ``jit`` surrounds the call. Under
     ``brainstate.transform.grad`` the parameters get the online gradient of that step: the exact derivative at fixed
     h^{t-1}, plus q · ε from the past. What it holds fixed a second derivative would leave out, so that one is refused.
+    What stands before the learner, such as an encoder of its input, gets the credit of the same call alone: for more,
+    make it part of the model.
 
     Parameters
     ----------
