@@ -284,3 +284,58 @@ def test_windows_and_sequences_without_gradient_are_compiled_once(model, data, m
     assert learner.etrace_evolve(xs) is None
     assert len(steps) == count > 0
     assert int(learner.running_index.value) == 2 * len(xs)
+
+
+class Around(brainstate.nn.Module):
+    """Two layers; a step gives something `beside` what follows from the new states."""
+
+    def __init__(self, beside, inputs=4, units=5):
+        super().__init__()
+        self.beside = beside
+        self.w = brainstate.ParamState(jax.random.normal(jax.random.key(0), (inputs, units)))
+        self.u = brainstate.ParamState(jax.random.normal(jax.random.key(1), (units, units)))
+
+    def init_state(self, batch_size=None):
+        shape = batch_size, len(self.u.value)
+        self.v, self.g, self.second = (brainstate.HiddenState(jnp.zeros(shape)) for _ in range(3))
+
+    def update(self, x):
+        past, y = self.v.value, matmul(x, self.w.value)
+        self.v.value = 0.9 * past + jnp.tanh(y)
+        self.g.value = 0.5 * self.g.value + (jnp.tanh(y) if self.beside == "another group" else 0)
+        z = matmul(self.v.value, self.u.value)
+        self.second.value = 0.8 * self.second.value + jnp.tanh(z)
+        return jnp.sin(self.second.value + self.v.value) + self.g.value + {"past": past, "y": y}.get(self.beside, 0)
+
+
+@pytest.mark.parametrize("beside", ["nothing", "past", "y", "another group"])
+def test_single_calls_agree_with_the_loop_however_outputs_are_made(beside, data, distance):
+    xs = data[0]
+    learner = compile(Around(beside), D_RTRL, xs[0], batch_size=xs.shape[1])
+    assert learner.plan.carry.meets_new(learner.plan) == (beside == "nothing")
+    expected = learner.etrace_grad(xs, step_fn=lambda x: jnp.mean(learner(x) ** 2), reduction="sum")
+    learner.reset_state()
+    gradient = brainstate.transform.jit(
+        brainstate.transform.grad(lambda x: jnp.mean(learner(x) ** 2), learner.param_states)
+    )
+    found = [gradient(x) for x in xs]
+    assert distance(jax.tree.map(lambda *steps: sum(steps), *found), expected) < 1e-5
+
+
+def test_a_loop_of_ones_own_holds_one_copy_of_the_trace():
+    learner = compile(Around("nothing", 64, 256), D_RTRL, jnp.zeros((8, 64)), batch_size=8)
+
+    def step(x):
+        grads = brainstate.transform.grad(lambda: jnp.mean(learner(x) ** 2), learner.param_states)()
+        for path, state in learner.param_states.items():
+            state.value = state.value - 0.01 * grads[path]
+
+    run = brainstate.transform.StatefulFunction(
+        lambda xs: brainstate.transform.for_loop(step, xs), return_only_write=False
+    )
+    xs = jnp.ones((5, 8, 64))
+    run.make_jaxpr(xs)
+    values = [state.value for state in run.get_states(xs)]
+    compiled = jax.jit(run.jaxpr_call, donate_argnums=0).lower(values, xs).compile()
+    kept = sum(v.nbytes for v in jax.tree.leaves(learner.etraces.value))
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.8 * kept

@@ -113,6 +113,11 @@ def recall(plan: Plan, carry: Any, weights: Operands, theta: list[Any]) -> list[
     return past(jax.lax.stop_gradient(carry), weights, theta)
 
 
+def _exact_enough(carry: Any) -> bool:
+    """Whether traces hold what the latest step adds to them as precisely as a gradient would."""
+    return all(v.dtype.itemsize >= 4 for v in jax.tree.leaves(carry) if jnp.issubdtype(v.dtype, jnp.inexact))
+
+
 def no_cotangent(value: Any) -> Any:
     """The zero cotangent of `value`; integers and random keys have one of their own dtype."""
     if jnp.issubdtype(value.dtype, jnp.inexact):
@@ -140,13 +145,14 @@ def online_step(
     """
     stop = jax.lax.stop_gradient
     zeros = plan.zero_perturbations()
-    if plan.signal == "past":
+    if plan.signal == "past" and not (_exact_enough(carry) and plan.carry.meets_new(plan)):
         result, tape = run(weights, zeros._replace(previous=recall(plan, carry, weights, theta)))
         return result, advance(plan, stop(tape), stop(carry), stop(weights), stop(theta))
-    # L^t meets e^t, which this very step makes: run it once to know e^t, and again to see L^t. XLA runs it once.
+    # L^t meets e^t, which this very step makes: run it once to know e^t, and again to see L^t. XLA runs it once, and
+    # advances e in place, which it cannot do where e^{t-1} waits for a signal.
     _, tape = run(stop(weights), zeros)
     carry = advance(plan, stop(tape), stop(carry), stop(weights), stop(theta))
-    driving = {c.operation for c in plan.couplings}
+    driving = {c.operation for c in plan.traced_couplings}
     elsewhere = tuple(stop(w) if k in driving else w for k, w in enumerate(weights))
     result, _ = run(elsewhere, zeros._replace(new=recall(plan, carry, weights, theta)))
     return result, carry

@@ -61,6 +61,7 @@ from ._operations import trace_var_to_param as trace_var_to_param
 from ._perturbation import HiddenPerturbation as HiddenPerturbation
 from ._perturbation import PerturbedStep as PerturbedStep
 from ._perturbation import add_hidden_perturbation_from_minfo as add_hidden_perturbation_from_minfo
+from ._perturbation import goes_around as goes_around
 from ._relations import HiddenParamOpRelation as HiddenParamOpRelation
 from ._relations import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo
 from ._report import CompilationReport as CompilationReport

@@ -22,7 +22,7 @@ from braintrace_primitives._jax_compat import DropVar
 from ._absorption import LinearMemory, find_linear_memories
 from ._diagnostics import Path
 from ._feeds import LocalTransition
-from ._flow import influence
+from ._flow import influence, join_bits
 from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo, recurrent_operations
 from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, add_equation, build_jaxpr, fresh_var
 from ._module_info import ModuleInfo
@@ -130,6 +130,33 @@ def perturb(minfo: ModuleInfo, groups: Sequence[HiddenGroup], found: Relations) 
         make_weight_program(minfo, operations),
         memories,
     )
+
+
+def goes_around(
+    perturb: HiddenPerturbation, step: PerturbedStep, states: Mapping[int, Iterable[Path]], driving: Mapping[int, int]
+) -> bool:
+    """Whether the past of a group, or what drives it, reaches what `step` gives by a way around its new states.
+
+    Where nothing does, q^t e^{t-1} + b^t ∂y/∂w = L^t e^t: the derivative of the step is that of its new states.
+
+    Parameters
+    ----------
+    perturb : HiddenPerturbation
+    step : PerturbedStep
+        One of its programs.
+    states : mapping
+        Group -> paths of the states that are looked at, whose derivatives are known.
+    driving : mapping
+        Ordinal of a marked operation -> bits of the groups that it drives.
+    """
+    at = {path: i for i, path in enumerate(perturb.perturb_hidden_paths)}
+    groups = [t.group for t in perturb.transitions if t.group.index in states]
+    sources = {perturb.previous_vars[at[path]]: 1 << g.index for g in groups for path in g.hidden_paths}
+    sources |= {perturb.operation_vars[k]: bits for k, bits in driving.items()}
+    ends = {perturb.perturb_vars[at[path]]: 1 << g.index for g in groups for path in states[g.index]}
+    closed = {eqn.outvars[0]: ends[v] for eqn in step.jaxpr.eqns for v in eqn.invars if _is_variable(v) and v in ends}
+    found = influence(step.jaxpr.eqns, sources, closed=closed)
+    return bool(join_bits(found, step.jaxpr.outvars[: -len(step.observed) or None]))
 
 
 class _View(NamedTuple):

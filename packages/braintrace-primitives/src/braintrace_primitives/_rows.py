@@ -41,7 +41,8 @@ def pays(trace: Any, steps: int = 0) -> bool:
 def contract(trace: Any, signal: Sequence[Any]) -> Any:
     """``sum_{s, n} signal[s][n] · trace[s, n]``."""
     S, n, *shape = trace.shape
-    # At least two rounds: XLA has no loop of one, and without a loop computes the sum wherever it is used.
+    # In a loop only, of at least two rounds: elsewhere XLA computes the sum wherever it is used, and fuses a row with
+    # what made the trace, for which it keeps a copy of the one before.
     together = next((count for count in range(_TOGETHER, 1, -1) if n % count == 0 and n > count), 1)
     trace = trace.reshape(S, -1, together, *shape)
     narrow = signal[0].shape[1:]

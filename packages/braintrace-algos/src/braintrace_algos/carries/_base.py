@@ -54,6 +54,10 @@ class Carry:
         """The traces that are cut short, with what `carry` knows of them."""
         return ()
 
+    def meets_new(self, plan: Plan) -> bool:
+        """Whether all that drives a group learns from L^t e^t alone, so that e^{t-1} need not wait for a signal."""
+        return False
+
     def observe(self, plan: Plan, result: StepResult) -> Any:
         """What to keep of a step on the tape."""
         return Derivatives({}, {}, operation_inputs(plan, result))

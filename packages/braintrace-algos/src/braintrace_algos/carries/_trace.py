@@ -15,7 +15,15 @@ from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._sizes import tree_bytes
 from braintrace_algos._step import Derivatives, StepResult, local_derivatives
 from braintrace_algos._truncation import CarryChoice, TruncatedTrace
-from braintrace_compiler import ETraceGraph, LinearMemory, factored_states, outlasts_step, reaches
+from braintrace_compiler import (
+    ETraceGraph,
+    LinearMemory,
+    Omission,
+    factored_states,
+    goes_around,
+    outlasts_step,
+    reaches,
+)
 from braintrace_primitives import TraceRule
 
 from ._base import Carry
@@ -89,6 +97,21 @@ class TraceCarry(Carry):
             if isinstance(c.rule, FactoredTraceRule)
             for names in [plan.live_names(c.group, c.rule.states)]
         ]
+
+    def meets_new(self, plan: Plan) -> bool:
+        if type(self) is not TraceCarry or plan.signal != "past" or plan.memories:
+            return False  # D of a variant is not that of the step
+        driving: dict[int, int] = {}
+        for c in plan.traced_couplings:
+            driving[c.operation] = driving.get(c.operation, 0) | 1 << c.group
+            factored = len(c.rule.states) if isinstance(c.rule, FactoredTraceRule) else 0
+            if self.num_states(plan, c.group) - factored > 1:
+                return False  # XLA does not advance a trace of several states in place: nothing is gained
+        left_out = {o for k, c in enumerate(plan.certificates()) if k in driving for o in c.omissions}
+        if left_out - {Omission.RECURRENT_MIXING, Omission.DOWNSTREAM_MEMORY}:
+            return False  # D or F is not all of the step's derivative
+        states = {g: [plan.transitions[g].group.path_of_each_state[s] for s in plan.live[g]] for g in plan.traced}
+        return not goes_around(plan.graph.hidden_perturb, plan.step, states, driving)
 
     def observe(self, plan: Plan, result: StepResult) -> Derivatives:
         return local_derivatives(plan, result)
