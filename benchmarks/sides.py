@@ -100,9 +100,9 @@ def full(regime: Regime):
     return _sequence(regime, compiled(regime, "bptt"))
 
 
-def pp_prop(regime: Regime):
+def pp_prop(regime: Regime, **options):
     """Factored traces."""
-    return _sequence(regime, compiled(regime, "pp_prop", decay_or_rank=0.9))
+    return _sequence(regime, compiled(regime, "pp_prop", decay_or_rank=0.9), **options)
 
 
 def per_step(regime: Regime):

@@ -269,7 +269,7 @@ def check_mask(mask: Any, T: int) -> Any:
     return mask.astype(jnp.result_type(float))
 
 
-_SMALL = 1 << 19
+_SMALL = 6 << 20
 """Bytes of a tape that need not be spared."""
 
 
@@ -284,7 +284,7 @@ def auto_fold(held: int, per_step: int, T: int) -> Fold:
     """As many steps as have a tape of the size of the traces: 16 to 256 of them, or 64 where there are no traces.
 
     A fold saves passes over the traces, so that it may take as much memory as they do. Where they are small, 16 steps
-    still keep what is done once for each window from weighing much; up to 64 are taken while they fit half a megabyte.
+    still keep what is done once for each window from weighing much; up to 64 are taken while they fit 6 MB.
 
     Parameters
     ----------
