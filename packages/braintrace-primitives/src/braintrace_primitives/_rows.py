@@ -42,15 +42,14 @@ def contract(trace: Any, signal: Sequence[Any]) -> Any:
     """``sum_{s, n} signal[s][n] · trace[s, n]``."""
     S, n, *shape = trace.shape
     # In a loop only, of at least two rounds: elsewhere XLA computes the sum wherever it is used, and fuses a row with
-    # what made the trace, for which it keeps a copy of the one before.
+    # what made the trace, for which it keeps a copy of the one before; so it does with a reshaped trace.
     together = next((count for count in range(_TOGETHER, 1, -1) if n % count == 0 and n > count), 1)
-    trace = trace.reshape(S, -1, together, *shape)
     narrow = signal[0].shape[1:]
     signal = [of_s.reshape(-1, together, math.prod(narrow)) for of_s in signal]  # else XLA copies it for the loop
 
     def add(k, total):
         for s, b in itertools.product(range(S), range(together)):
-            total = total + _row(signal[s], k, b).reshape(narrow) * _row(trace, s, k, b)
+            total = total + _row(signal[s], k, b).reshape(narrow) * _row(trace, s, k * together + b)
         return total
 
     start = jnp.zeros(shape, jnp.result_type(trace, *signal))
