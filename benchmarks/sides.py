@@ -7,6 +7,7 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import braintrace
 
@@ -62,9 +63,8 @@ def checkpointed_bptt(regime: Regime):
 
 def compiled(regime: Regime, algorithm: Any, **options: Any) -> Any:
     """A learner of the network."""
-    return braintrace.compile(
-        network(regime), algorithm, jnp.zeros(input_shape(regime)), batch_size=regime.B, **options
-    )
+    example = jax.device_put(np.zeros(input_shape(regime), np.float32))  # that of jnp would be a program of its own
+    return braintrace.compile(network(regime), algorithm, example, batch_size=regime.B, **options)
 
 
 def _sequence(regime: Regime, learner: Any, **options: Any):

@@ -10,6 +10,8 @@ import numpy as np
 from brainstate import environ
 from brainstate.nn import init
 
+from braintrace_primitives._jax_compat import under_trace
+
 from ._errors import ConfigurationError
 
 Initializer: TypeAlias = Callable[[tuple[int, ...]], Any] | jax.typing.ArrayLike
@@ -74,6 +76,8 @@ def sizes_around(num_in: int, num_out: int, in_size: Any) -> tuple[tuple[int, ..
 def draw(initializer: Callable, shape: tuple[int, ...]) -> Any:
     """Call an initialiser in the environment's precision, drawing half-precision values in float32."""
     dtype = environ.dftype()
+    if initializer is ZEROS and not under_trace():
+        return jax.device_put(np.zeros(shape, dtype))  # else XLA compiles a program for each shape
     if jnp.finfo(dtype).bits >= 32:
         return initializer(shape)
     with environ.context(precision=32):
