@@ -65,6 +65,11 @@ CASES = {
         normal((4, 3, 3, 2), (2, 2, 2, 4), (4,)),
         window(("NHWC", "HWIO", "NHWC"), padding=((0, 0),) * 2, batches=2),
     ),
+    "conv2d, places in another order": (
+        bp.etp_conv_p,
+        normal((2, 3, 4, 2), (3, 2, 2, 3)),
+        window(("NHWC", "WHIO", "NHCW"), padding=((1, 0), (2, 1)), has_bias=False),
+    ),
     "conv3d, layout changed, dilated input": (
         bp.etp_conv_p,
         normal((1, 2, 2, 2, 2), (2, 2, 2, 2, 1), (1, 1, 1, 1)),

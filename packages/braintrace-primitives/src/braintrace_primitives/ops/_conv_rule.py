@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from braintrace_primitives._sharding import explicit_spec, explicit_specs, in_auto_axes
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
-from ._convolution import kernel_gradient, to_kernel
+from ._convolution import kernel_gradient, padding_pairs, to_kernel
 
 
 class ConvTraceRule(TraceRule):
@@ -40,7 +40,7 @@ class ConvTraceRule(TraceRule):
 
         def by_patch(xs, factors):
             aligned = _align(factors, 2, params)
-            if not kernel.size:
+            if not (kernel.size and factors.size):
                 return jnp.zeros(
                     (*aligned.shape[1:-1], _patch_size(kernel.shape, params), aligned.shape[-1]), factors.dtype
                 )
@@ -115,16 +115,19 @@ def _patches(xs, kernel_shape, params):
     numbers, features = params["dimension_numbers"], params["feature_group_count"]
     rank = len(kernel_shape) - 1
     lead, sample = xs.shape[:-rank], xs.shape[-rank:]
-    patches = jax.lax.conv_general_dilated_patches(
-        xs.reshape(math.prod(lead), *sample),
-        tuple(kernel_shape[i] for i in numbers.rhs_spec[2:]),
-        params["strides"],
-        params["padding"],
-        lhs_dilation=params["lhs_dilation"],
-        rhs_dilation=params["rhs_dilation"],
-        dimension_numbers=numbers,
-    )
-    patches = jnp.moveaxis(patches, numbers.out_spec[1], -1)
+    x = xs.reshape(math.prod(lead), *sample).transpose(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
+    window, dilation = [kernel_shape[i] for i in numbers.rhs_spec[2:]], params["lhs_dilation"]
+    pads = padding_pairs(x.shape[1:-1], window, params)
+    within = [(low, high, step - 1) for (low, high), step in zip(pads, dilation, strict=True)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *within, (0, 0, 0)])
+    # Shifted slices, an axis at a time: five to ten times as fast on CPU as the convolution with an identity of JAX.
+    axes = enumerate(zip(window, params["rhs_dilation"], params["strides"], strict=True), 1)
+    for axis, (size, step, stride) in reversed([*axes]):
+        starts = x.shape[axis] - (size - 1) * step
+        shifted = [jax.lax.slice_in_dim(x, k * step, k * step + starts, stride, axis) for k in range(size)]
+        x = jnp.stack(shifted, len(window) + 2)
+    order = sorted(range(1, len(window) + 1), key=lambda axis: numbers.out_spec[1 + axis])
+    patches = x.reshape(*x.shape[: len(window) + 1], -1).transpose(0, *order, len(window) + 1)
     places, size = math.prod(patches.shape[1:-1]), patches.shape[-1] // features
     batches = params["batch_group_count"]
     outer, samples = (lead[1:-1], lead[-1] // batches) if batches > 1 else (lead[1:], 1)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,11 +105,9 @@ def _correlate(xs, gs, kernel_shape, params):
     g = gs.reshape(steps, size, *gs.shape[1 - rank :]).transpose(*places, 0, 1, channel)
     g = jnp.moveaxis(g.reshape(*g.shape[:spatial], steps * size, len(x), g.shape[-1] // len(x)), -2, 0)
 
-    window = _extent([kernel_shape[i] for i in numbers.rhs_spec[2:]], params["rhs_dilation"])
-    pads = params["padding"]
-    if isinstance(pads, str):
-        pads = jax.lax.padtype_to_pads(x.shape[2:-1], window, params["strides"], pads)
-    outputs = _extent(g.shape[1 : spatial + 1], params["strides"])
+    sizes = [kernel_shape[i] for i in numbers.rhs_spec[2:]]
+    window, pads = extent(sizes, params["rhs_dilation"]), padding_pairs(x.shape[2:-1], sizes, params)
+    outputs = extent(g.shape[1 : spatial + 1], params["strides"])
     ends = zip(pads, window, outputs, x.shape[2:-1], strict=True)
     padding = [(low, seen + size - given - low - 1) for (low, _), size, seen, given in ends]
     axes = tuple(range(1, spatial + 1))
@@ -129,6 +127,14 @@ def _correlate(xs, gs, kernel_shape, params):
     return total.reshape(len(x), -1, total.shape[-1])
 
 
-def _extent(sizes, steps):
+def padding_pairs(sizes: Sequence[int], window: Sequence[int], params: Mapping[str, Any]) -> Sequence[tuple[int, int]]:
+    """The (low, high) padding of each spatial axis of x, of these sizes, under a kernel of the sizes `window`."""
+    pads = params["padding"]
+    if isinstance(pads, str):
+        return jax.lax.padtype_to_pads(sizes, extent(window, params["rhs_dilation"]), params["strides"], pads)
+    return pads
+
+
+def extent(sizes: Sequence[int], steps: Sequence[int]) -> list[int]:
     """Length that `sizes` elements `steps` apart span, per axis."""
     return [(size - 1) * step + 1 for size, step in zip(sizes, steps, strict=True)]
