@@ -231,3 +231,15 @@ def test_reverse_mode_takes_the_gradient_of_the_kernel_as_windows_do():
     ours, theirs = (convolutions(functools.partial(f, dimension_numbers=LAYOUT)) for f in (bp.conv, plain))
     assert ours[0] == theirs[0]
     assert ours[1:] != theirs[1:]
+
+
+def test_an_infinite_input_reaches_the_traces_of_its_neighbourhood_alone():
+    (eqn,) = jax.make_jaxpr(lambda x, k: bp.conv(x, k, dimension_numbers=LAYOUT))(IMAGE, KERNEL).eqns
+    rule, weights = bp.get_primitive_spec(bp.etp_conv_p).trace_rule, {"weight": KERNEL}
+    factors = jnp.ones((1, 1, *eqn.outvars[0].aval.shape))
+    trace = rule.accumulate(IMAGE.at[0, 0, 0, 0].set(jnp.inf)[None], factors, weights, eqn.params)["weight"]
+    finite = rule.accumulate(IMAGE[None], factors, weights, eqn.params)["weight"]
+    apart = jnp.isinf(trace)
+    assert not jnp.isnan(trace).any()
+    assert int(apart.sum()) == 2 * 4  # the rows -1 ... 1 of the kernel, columns 0 and 1: two of them see the corner
+    assert jnp.array_equal(jnp.where(apart, 0, trace), jnp.where(apart, 0, finite))
