@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import braintrace_primitives as bp
+from braintrace_primitives import _trace_rule
 from braintrace_primitives._trace_rule import TraceRule, cast_like, mix, sum_leading
 from braintrace_primitives.testing import draw
 
@@ -170,3 +171,27 @@ def test_the_bare_rule_leaves_the_trace_to_its_subclasses():
     for method, count in ((rule.init, 6), (rule.accumulate, 4), (rule.decay, 3), (rule.contract, 4)):
         with pytest.raises(NotImplementedError):
             method(*[None] * count)
+
+
+def temporaries_of_turns(weights, trace, xs, factors, signal, blocks):
+    """Bytes that XLA needs besides what it is given, to fold windows into a trace again and again."""
+
+    def window(held, steps):
+        trace, total = held
+        gradient, trace = RULE.turn(trace, signal, blocks, *steps, weights, PARAMS)
+        return (trace, jax.tree.map(jnp.add, total, gradient)), None
+
+    folded = jax.jit(lambda trace, xs, factors: jax.lax.scan(window, (trace, weights), (xs, factors))[0])
+    return folded.lower(trace, xs, factors).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_a_large_trace_is_not_copied(monkeypatch):
+    n, I, O, K = 8, 64, 160, 8
+    weights = {"weight": jnp.ones((I, O)), "bias": jnp.ones(O)}
+    trace = {"weight": jnp.ones((1, n, I, O)), "bias": jnp.ones((1, n, O))}
+    xs, factors = jnp.ones((2, K, n, I)), jnp.ones((2, K, 1, n, O))
+    operands = weights, trace, xs, factors, jnp.ones((1, n, O)), jnp.ones((1, 1, n, O))
+    in_place = temporaries_of_turns(*operands)
+    monkeypatch.setattr(_trace_rule, "_LARGE", 2**40)
+    copied = temporaries_of_turns(*operands)
+    assert copied - in_place > 0.8 * trace["weight"].nbytes

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from ._sharding import explicit_sharding
+from ._trace_rule import after
 
 _LEAST = 2**14
 """Elements of a row from which on a loop over rows pays."""
@@ -119,7 +120,7 @@ def _in_two_passes(trace: Any, signal: Sequence[Any], blocks: Any, xs: Any, fact
 
 def _advanced(total: Any, trace: Any, decay: Any, factors: Any, xs: Any) -> Any:
     """The new trace of one state, in the place of the old one, which `total` reads before."""
-    new = _after(decay, total) * trace
+    new = after(decay, total) * trace
     for factor, x in zip(factors, xs, strict=True):
         new = new + factor * x
     return new.astype(trace.dtype)
@@ -128,12 +129,6 @@ def _advanced(total: Any, trace: Any, decay: Any, factors: Any, xs: Any) -> Any:
 def _cores() -> int:
     """Cores that XLA shares a loop among."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _after(value: Any, done: Any) -> Any:
-    """`value`, in a way that XLA cannot compute it before `done`; barriers are gone when it decides on copies."""
-    mark = done.reshape(-1)[0].real
-    return value + (0 * jnp.where(jnp.isfinite(mark), mark, 1)).astype(value.dtype)
 
 
 def _contracted(trace: Any, signal: Sequence[Any], b: Any) -> Any:

@@ -26,6 +26,9 @@ from ._sharding import explicit_sharding, explicit_specs, in_auto_axes, sum_over
 
 Arrays = dict[str, Any]
 
+_LARGE = 2**16
+"""Elements of a trace from which on it is better not copied."""
+
 
 class TraceRule:
     """What an online learner asks of an operation.
@@ -144,11 +147,15 @@ class TraceRule:
         weights: Mapping[str, Any],
         params: Mapping[str, Any],
     ) -> tuple[Arrays, Arrays]:
-        """`contract` and `advance` of the same trace, for rules that can do both in one pass over it."""
-        return (
-            self.contract(trace, signal, weights, params),
-            self.advance(trace, blocks, xs, factors, weights, params),
-        )
+        """`contract` and `advance` of the same trace, for rules that can do both in one pass over it.
+
+        A large trace is summed before it goes on: XLA, which would else have to copy it first, writes it in place.
+        """
+        gradient = self.contract(trace, signal, weights, params)
+        leaves = jax.tree.leaves(trace)
+        if sum(leaf.size for leaf in leaves) >= _LARGE and all(explicit_sharding(leaf) is None for leaf in leaves):
+            blocks = after(blocks, gradient)
+        return gradient, self.advance(trace, blocks, xs, factors, weights, params)
 
     def trace_size(self, x: Any, weights: Mapping[str, Any], y: Any, num_states: int, params: Mapping[str, Any]) -> int:
         """Number of elements of the trace."""
@@ -219,6 +226,12 @@ class GenericTraceRule(TraceRule):
             return {name: cast_like(jnp.tensordot(signal, trace[name], signal.ndim), w) for name, w in weights.items()}
 
         return in_auto_axes(over_positions, explicit_specs(weights), trace, signal, dict(weights))
+
+
+def after(value: Any, done: Any) -> Any:
+    """`value`, so that XLA cannot use it before the arrays `done` are known; barriers are gone when it plans copies."""
+    mark = functools.reduce(operator.add, (leaf.reshape(-1)[0].real for leaf in jax.tree.leaves(done)))
+    return value + (0 * jnp.where(jnp.isfinite(mark), mark, 1)).astype(value.dtype)
 
 
 def take(y: Any, index: Any) -> Any:

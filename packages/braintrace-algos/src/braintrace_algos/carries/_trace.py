@@ -176,7 +176,7 @@ class TraceCarry(Carry):
         for c, xs, gs in self._kept(plan, carry, signals):
             x[c.operation] = jnp.concatenate([xs.astype(x[c.operation].dtype), x[c.operation]])
             g[c.operation] = jnp.concatenate([gs.astype(g[c.operation].dtype), g[c.operation]])
-        past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, known)
+        past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, known, entry is not None)
         short = _short(plan)
         new |= {k: exit_of(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
         return Folded(x, g, past, self._bounded(plan, carry, new, tape.D, len(window.scale)))
@@ -210,17 +210,18 @@ class TraceCarry(Carry):
         x: Any,
         weights: Operands,
         known: Mapping[str, Any],
+        apart: bool,
     ) -> tuple[list[dict[str, Any]], Any]:
         """`entry_gradient` and `_exit` of a window at once: a rule may need one pass for both.
 
-        The traces in `known` are those at the exit already.
+        The traces in `known` are those at the exit already. The exit is made `apart` where it waits for no signal.
         """
         past, new = {}, {}
         for key, uses in plan.traces.items():
             c, blocks = uses[0], P.get(uses[0].group)
-            if blocks is None or key in known:
+            if blocks is None or key in known or apart:
                 past[key] = _contracted(plan, c, carry[key], signals, weights)
-                new[key] = known[key] if key in known else exit_of(plan, uses, carry[key], None, PF, x, weights)
+                new[key] = known[key] if key in known else exit_of(plan, uses, carry[key], blocks, PF, x, weights)
             else:
                 signal = _signal_of(c, carry[key], signals)
                 added = additions(uses, carry[key], blocks, PF, x)
