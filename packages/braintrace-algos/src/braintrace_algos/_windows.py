@@ -55,7 +55,7 @@ def _window(learner: Any, *inputs: Any) -> Any:
     scale = step_weights(learner)
     scale = jnp.ones(leaves[0].shape[0]) if scale is None else scale
     (outputs, new), tape = run(theta, weights, stop(traces), stop(values), scale, leaves)
-    learner.etraces.value = run.fold(tape, *run.nothing(leaves), stop(traces), stop(weights), stop(theta), scale)[2]
+    learner.etraces.value = run.exit(stop(tape), stop(traces), stop(weights), stop(theta), scale)
     for info, of_state in zip(moving, new, strict=True):
         info.state.value = jax.tree.unflatten(info.treedef, of_state)
     learner.running_index.value = learner.running_index.value + leaves[0].shape[0]
@@ -83,13 +83,10 @@ class _Differentiable:
     def nothing(self, xs: list[Any]) -> tuple[list[Any], list[Any]]:
         """Zeros, whose cotangents are the signals, those of each step or those at entry; and b of each step."""
         zeros, K = self.plan.zero_perturbations(), xs[0].shape[0]
-
-        def repeated(values: list[Any]) -> list[Any]:
-            return [jnp.zeros((K, *v.shape), v.dtype) for v in values]
-
+        b = _repeated(zeros.deltas, K)
         if not self.strict:
-            return zeros.previous, repeated(zeros.deltas)
-        return repeated(zeros.previous if self.plan.signal == "past" else zeros.new), repeated(zeros.deltas)
+            return zeros.previous, b
+        return _repeated(zeros.previous if self.plan.signal == "past" else zeros.new, K), b
 
     def fold(self, tape: Any, signals: Any, b: list[Any], traces: Any, weights: Any, theta: Any, scale: Any) -> Any:
         """Gradients and the carry at the exit, from what the window's derivative gives."""
@@ -98,6 +95,13 @@ class _Differentiable:
             return fold(plan, Window(tape, b, {}, scale), traces, weights, theta, plan.signals(signals, weights))
         window = Window(tape, b, signals_of_steps(plan, signals, weights), scale)
         return fold(plan, window, traces, weights, theta)
+
+    def exit(self, tape: Any, traces: Any, weights: Any, theta: Any, scale: Any) -> Any:
+        """The carry at the exit. It waits for no signal, so the window counts as differentiated as a whole."""
+        plan, zeros = self.plan, self.plan.zero_perturbations()
+        b = _repeated(zeros.deltas, scale.shape[0])
+        entry = plan.carry.signals(plan, plan.signals(zeros.previous, weights))
+        return fold(plan, Window(tape, b, {}, scale), traces, weights, theta, entry)[2]
 
     def run(self, theta: Any, xs: list[Any], signals: Any, deltas: list[Any], weights: Any, values: Any) -> Any:
         """Outputs and new values, and the tape."""
@@ -150,3 +154,8 @@ class _Differentiable:
         of_weights, past, _ = self.fold(tape, signals, b, traces, weights, theta, scale)
         of_theta = [d + p for d, p in zip(direct, past, strict=True)] if past else direct
         return *final((of_theta, of_weights)), *jax.tree.map(no_cotangent, (traces, values, scale)), of_xs
+
+
+def _repeated(values: list[Any], K: int) -> list[Any]:
+    """Zeros for each of K steps."""
+    return [jnp.zeros((K, *v.shape), v.dtype) for v in values]
