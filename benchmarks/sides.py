@@ -100,7 +100,7 @@ def full(regime: Regime):
     return _sequence(regime, compiled(regime, "bptt"))
 
 
-def pp_prop(regime: Regime, **options):
+def pp_prop(regime: Regime, **options: Any):
     """Factored traces."""
     return _sequence(regime, compiled(regime, "pp_prop", decay_or_rank=0.9), **options)
 

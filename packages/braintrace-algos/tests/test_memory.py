@@ -35,6 +35,7 @@ def test_the_fold_and_why(model):
     small = compiled(model).memory_report()
     assert (small.fold, small.reason) == (64, "no less, though the tape takes more than the traces")
     assert auto_fold(held=1, per_step=1 << 20, T=160) == (16, small.reason)
+    assert auto_fold(held=1, per_step=180_000, T=256).steps == 32  # within 6 MB
     assert small.tape > sum(small.traces.values())
     assert compiled(model).memory_report(steps=9).reason == "the whole sequence"
     fixed = compiled(model, fold=3).memory_report()

@@ -172,3 +172,19 @@ def test_sums_keep_their_dtype(dtype):
     with jax.enable_x64():
         plain, other = (scan(body, jnp.ones((), dtype), xs)[0] for scan in (jax.lax.scan, split_scan))
     assert (other.dtype, float(other)) == (plain.dtype, float(plain))
+
+
+def test_what_the_body_repeats_is_made_once_and_not_kept():
+    """As D and F do, which are made of values behind a stop_gradient, by a program of their own."""
+
+    def body(h, x):
+        z = 0.5 * h + x
+        new = jnp.tanh(z)
+        return new, 1 - jnp.tanh(jax.lax.stop_gradient(z)) ** 2
+
+    program = jax.make_jaxpr(lambda h, xs: split_scan(body, h, xs))(jnp.zeros(3), jnp.ones((4, 3)))
+    (loop,) = [eqn for eqn in program.eqns if eqn.primitive.name == "scan"]
+    inside = [eqn.primitive.name for eqn in loop.params["jaxpr"].eqns]
+    assert inside.count("tanh") == 1
+    assert "tanh" not in [eqn.primitive.name for eqn in program.eqns]
+    assert len(loop.outvars) == 2  # the state, and what it was at each step: z is not kept

@@ -93,9 +93,7 @@ def _product(evaluate: Callable[..., Any], waits: Sequence[bool]) -> Callable[..
         for count in runs:
             own = pieces[first : first + count]
             rows = jax.lax.slice_in_dim(w, start, start := start + sum(piece.shape[-1] for piece in own))
-            rows = jax.lax.optimization_barrier(
-                rows
-            )  # XLA takes what is behind a barrier out of loops, not a slice alone
+            rows = jax.lax.optimization_barrier(rows)  # XLA takes a slice out of a loop only behind a barrier
             added, bias = ((), bias) if waits[first] else (bias, ())
             parts.append(_joined(evaluate, count)(*own, rows, *added))
             first += count
