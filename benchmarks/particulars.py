@@ -1,4 +1,4 @@
-"""Three particulars: what the stateful shell costs, what a sparse connection costs, what product precision does.
+"""Four particulars: what the stateful shell, sparse connections, short windows and product precision cost.
 
 ``python -m benchmarks.particulars`` prints a table of each.
 """
@@ -24,6 +24,7 @@ from .sides import METHODS
 ROUNDS = 15
 PRECISIONS = ("default", "high", "highest")
 DENSITIES = (0.01, 0.03, 0.1, 0.3)
+WINDOWS = (1, 4, 16, 64)
 UNITS, BATCH, STEPS = 512, 8, 128
 
 
@@ -125,6 +126,19 @@ def _mean_of(learner: Any) -> Callable[[Any], Any]:
     return lambda x: learner(x).mean()
 
 
+def windows(rounds: int, regime: Regime) -> list[tuple[Any, ...]]:
+    """Time of D-RTRL over that of backpropagation through time by the steps in a window."""
+    sides: dict[str, tuple[str, dict[str, int]]] = {"BPTT": ("bptt", {}), "strict": ("strict", {})}
+    sides |= {f"windows of {K}": ("windows", {"window": K}) for K in WINDOWS}
+    calls, values = {}, data(regime)
+    for name, (method, options) in sides.items():
+        function, arguments = METHODS[method](regime, **options)
+        program = jax.jit(function).lower(*arguments, *values).compile()
+        calls[name] = functools.partial(program, *arguments, *values)
+    found = medians(calls, rounds)
+    return [(name, f"{1e3 * found[name] / regime.T:.3f}", f"{found[name] / found['BPTT']:.2f}") for name in sides]
+
+
 def precision(rounds: int, regime: Regime) -> list[tuple[Any, ...]]:
     """Time and gradient of strict D-RTRL by `jax.default_matmul_precision`, relative to the default."""
     calls, gradients = {}, {}
@@ -165,9 +179,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(f"The shell, sequences of {STEPS} steps", columns, shell(rounds)))
     columns = ("share of connections", "weights", "traces, MB", "ms")
     print(table(f"Connections, {UNITS} x {UNITS}, B{BATCH} T{STEPS}", columns, connections(rounds)))
-    regime = Regime("gru", 16, 128, 256, 256)
+    gru, lif = (Regime(cell, 16, 128, 256, 256) for cell in ("gru", "lif2"))
+    columns = ("gradient", "ms/step", "over BPTT")
+    for regime in (gru, lif):
+        print(table(f"Short windows, {regime}", columns, windows(rounds, regime)))
     columns = ("precision", "time", "difference of the gradient")
-    print(table(f"Precision of products, {regime}", columns, precision(rounds, regime)))
+    print(table(f"Precision of products, {gru}", columns, precision(rounds, gru)))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def strict(regime: Regime, **options: Any):
 
 
 def window(regime: Regime, window: int):
-    """D-RTRL with full credit inside windows."""
+    """D-RTRL with full credit inside windows, of which the loss function gets one at a time."""
     K = min(window, regime.T)
     if hasattr(braintrace, "MultiStepData"):
         learner = compiled(regime, "d_rtrl", vjp_method="multi-step")
@@ -93,6 +93,11 @@ def window(regime: Regime, window: int):
 
         return _sequence(regime, learner, step_fn=losses, chunk_size=K)
     return _sequence(regime, compiled(regime, "d_rtrl", vjp_method="multi-step", window=K))
+
+
+def windows(regime: Regime, window: int):
+    """The same with a loss function of single steps, so that several windows are folded at once."""
+    return _sequence(regime, compiled(regime, "d_rtrl", vjp_method="multi-step", window=min(window, regime.T)))
 
 
 def full(regime: Regime):
@@ -172,6 +177,7 @@ METHODS: dict[str, Maker] = {
     "checkpointed_bptt": checkpointed_bptt,
     "strict": strict,
     "window": window,
+    "windows": windows,
     "full": full,
     "pp_prop": pp_prop,
     "per_step": per_step,

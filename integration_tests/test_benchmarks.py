@@ -104,4 +104,7 @@ def test_particulars(monkeypatch):
     assert [row[0].split(":")[0] for row in particulars.shell(1)] == ["step"] * 3 + ["no step"] + ["sequence"] * 3
     sparse, dense = particulars.connections(1, units=8)
     assert sparse[1] < dense[1] == 64
-    assert [row[2] for row in particulars.precision(1, Regime("lif1", 1, 2, 3, 4))] == ["0e+00"] * 3
+    monkeypatch.setattr(particulars, "WINDOWS", (1, 2))
+    small = Regime("lif1", 1, 2, 3, 4)
+    assert [row[0] for row in particulars.windows(1, small)] == ["BPTT", "strict", "windows of 1", "windows of 2"]
+    assert [row[2] for row in particulars.precision(1, small)] == ["0e+00"] * 3

@@ -40,6 +40,32 @@ def test_a_window_as_long_as_the_sequence_is_bptt_for_cells(kind):
         assert_close(sequence_gradient(case, learner, data), gradient(case, data, None))
 
 
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("name", ["three chained states", "two recurrent layers", "LSTM"])
+def test_windows_folded_several_at_once_are_windows_one_by_one(name, window):
+    """Gradients, and the traces that a second call goes on from."""
+    with precision("float64"):
+        case, model = build(name) if name == "LSTM" else (CASES[name], None)
+        data = make_data(case, I, T, (B,), "float64")
+        learner = learn(case, data, model=model, vjp_method="multi-step", window=window, vmap=name == "LSTM")
+        step = loss_of_step(case, learner)
+
+        def twice(fold):
+            learner.reset_state()
+            parts = [
+                learner.etrace_grad(data.xs[at], data.ys[at], step_fn=step, fold=fold)
+                for at in (slice(0, 7), slice(7, T))
+            ]
+            return [{".".join(path): part[path] for path in part} for part in parts]
+
+        expected = twice(window)
+        assert learner._fold_length(window, T).steps == window
+        for fold in (5, "auto"):
+            assert learner._fold_length(fold, T).steps > window
+            for found, part in zip(twice(fold), expected, strict=True):
+                assert_close(found, part)
+
+
 def test_short_windows_lie_between():
     """The shorter the window, the further from backpropagation through time."""
     case = CASES["three chained states"]

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from braintrace_algos import BPTT, D_RTRL, RTRL, UORO, LearnerError, compile
-from braintrace_algos._sequence import auto_fold
+from braintrace_algos._fold_length import auto_fold
 from braintrace_primitives import matmul
 
 F32, B, I, H, O = 4, 3, 4, 5, 2
@@ -34,15 +34,17 @@ def test_bytes_by_purpose(model):
 def test_the_fold_and_why(model):
     small = compiled(model).memory_report()
     assert (small.fold, small.reason) == (64, "no less, though the tape takes more than the traces")
-    assert auto_fold(held=1, per_step=1 << 20, T=160) == (16, small.reason)
+    assert auto_fold(held=1, per_step=1 << 20, T=160)[:2] == (16, small.reason)
     assert auto_fold(held=1, per_step=180_000, T=256).steps == 32  # within 6 MB
     assert small.tape > sum(small.traces.values())
     assert compiled(model).memory_report(steps=9).reason == "the whole sequence"
     fixed = compiled(model, fold=3).memory_report()
     assert (fixed.fold, fixed.reason) == (3, "fold=3")
     window = compiled(model, vjp_method="multi-step", window=5).memory_report(steps=4)
-    assert window.fold == 4
-    assert "window=5" in window.reason
+    assert (window.fold, window.reason) == (4, "the whole sequence")
+    windows = compiled(model, vjp_method="multi-step", window=5)
+    assert windows.memory_report(steps=200).fold == 50  # ten windows; 64 steps at most, which divide the sequence
+    assert auto_fold(held=1 << 20, per_step=1 << 14, T=256, window=48)[0::2] == (48, 48)
     bptt = compiled(model, BPTT).memory_report(steps=100)
     assert (bptt.fold, bptt.reason, bptt.traces) == (100, "the whole sequence", {})
     with pytest.raises(LearnerError, match="steps"):

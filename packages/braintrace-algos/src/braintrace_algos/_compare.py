@@ -10,6 +10,7 @@ from braintrace_compiler import Table
 
 from ._checks import check_choice, check_state_shapes, check_steps
 from ._driver import GradientDriver
+from ._fold_length import FoldLength
 from ._plan import Plan, make_plan
 from ._sequence import SequenceDrivers, check_mask, sequence_length
 from .carries import Carry, InfluenceCarry
@@ -128,7 +129,7 @@ def compare_gradients(
     sequences = jax.tree.map(jnp.asarray, sequences)
     T = sequence_length(sequences)
     scales = check_mask(mask, T)
-    as_it_is = _Method(learner.plan, learner.vjp_method, learner._window_length(None, T))
+    as_it_is = _Method(learner.plan, learner._fold_length(None, T))
     own = _gradient(learner, as_it_is, sequences, scales, step_fn, "own")
     reference = _gradient(learner, _exact(learner, against, T), sequences, scales, step_fn, against)
     rows = [
@@ -206,18 +207,17 @@ class Comparison(SequenceDrivers):
 
 
 class _Method(NamedTuple):
-    """How a gradient is computed: what a driver asks of a learner, and the steps in a window."""
+    """How a gradient is computed: by which plan, and how many steps at once."""
 
     plan: Plan
-    vjp_method: str
-    length: int
+    length: FoldLength
 
 
 def _exact(learner: Any, against: str, T: int) -> _Method:
     """Backpropagation through time, or real-time recurrent learning, of the learner's graph."""
-    carry, length = (Carry(), T) if against == "bptt" else (InfluenceCarry(), 1)
+    carry, K = (Carry(), T) if against == "bptt" else (InfluenceCarry(), 1)
     plan = make_plan(learner.graph, strict=False, batch=learner.plan.batch, carry=carry)
-    return _Method(plan, "multi-step", length)
+    return _Method(plan, FoldLength(K, "", K))
 
 
 def _gradient(
@@ -226,7 +226,7 @@ def _gradient(
     """The gradient of `learner`'s parameters by `method`, from the present states."""
 
     def make():
-        return GradientDriver(learner, step_fn, False, method.length, sequences, None, method)
+        return GradientDriver(learner, step_fn, False, method.length, sequences, None, method.plan)
 
     driver = learner._cached(make, step_fn, sequences, None, "compare", name)
     return driver.run(*driver.step.read(), _no_past(learner, driver.plan), sequences, scales)[0]

@@ -1,4 +1,4 @@
-"""The compiled gradient of a sequence: windows of K steps, one fold for each."""
+"""The compiled gradient of a sequence: windows of K steps, folded one by one or several at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from ._errors import LearnerError, LearnerTypeError
 from ._fold import fold, signals_of_steps
+from ._fold_length import FoldLength
 from ._fold_types import Window
 from ._functional import StatefulProgram
 from ._once import final
-from ._plan import Operands, Perturbations
+from ._plan import Operands, Perturbations, Plan
 from ._progress import Progress
 from ._recording import recording
 
@@ -28,13 +29,13 @@ class GradientDriver:
     step_fn : callable
         The user's loss of one step.
     has_aux : bool
-    length : int
-        K, the number of steps in a window.
+    length : FoldLength
+        How many steps are folded at once, and differentiated as a whole.
     sequences : pytree
         Example sequences.
     bar : Progress, optional
-    method : object, optional
-        With a `plan` of the same graph and a `vjp_method` that stand in for those of `learner`.
+    plan : Plan, optional
+        Of the same graph, in place of that of `learner`.
     lasting : int, optional
         Steps through which the weights stay as they are: those of `sequences` by default.
     """
@@ -44,20 +45,20 @@ class GradientDriver:
         learner: Any,
         step_fn: Callable[..., Any],
         has_aux: bool,
-        length: int,
+        length: FoldLength,
         sequences: Any,
         bar: Progress | None,
-        method: Any = None,
+        plan: Plan | None = None,
         lasting: int | None = None,
     ):
-        method = learner if method is None else method
-        self.learner, self.plan, self.length, self.bar = learner, method.plan, length, bar
-        self.strict = method.vjp_method == "single-step"
+        self.learner, self.length, self.bar = learner, length, bar
+        self.plan: Plan = learner.plan if plan is None else plan
         T: int = jax.tree.leaves(sequences)[0].shape[0]
-        steps = length if (T if lasting is None else lasting) > 1 else 0
+        loop = length.window or length.steps
+        steps = loop if (T if lasting is None else lasting) > 1 else 0
 
         def recorded(weights: Operands, perturbations: Perturbations, slices: Any) -> Any:
-            with recording(learner, plan, weights, perturbations, steps) as record:
+            with recording(learner, self.plan, weights, perturbations, steps) as record:
                 out = step_fn(*slices)
             loss, aux = check_loss(out, has_aux, len(record.tape))
             return loss, aux, record.tape[0]
@@ -91,17 +92,17 @@ class GradientDriver:
         """The pure function behind a call: gradients by path, losses, aux, and new values and traces."""
         weights, pull = jax.vjp(lambda theta: self.plan.weights(self._leaves_of(theta)), theta)
         zero = jax.tree.map(jnp.zeros_like, (weights, theta))
-        window = self._strict_window if self.strict else self._full_window
+        gradient = self._of_steps if self.length.window is None else self._of_windows
 
         def advance(carry, steps):
             values, traces, total = carry
             sequences, scales = steps
-            grads, losses, aux, values, traces = window(theta, weights, values, traces, sequences, scales)
+            grads, losses, aux, values, traces = gradient(theta, weights, values, traces, sequences, scales)
             if self.bar is not None:
                 self.bar.advance(losses)
             return (values, traces, jax.tree.map(jnp.add, total, grads)), (losses, aux)
 
-        carry, out = scan_windows(advance, (values, traces, zero), (sequences, scales), self.length)
+        carry, out = scan_windows(advance, (values, traces, zero), (sequences, scales), self.length.steps)
         values, traces, (d_weights, d_theta) = carry
         losses, aux = out
         (through_chain,) = pull(d_weights)
@@ -120,7 +121,7 @@ class GradientDriver:
         (loss, aux, tape), values = self.step(theta, values, weights, perturbations, slices)
         return loss * scale.astype(loss.dtype), (loss, aux, tape, values)
 
-    def _strict_window(self, theta, weights, values, traces, sequences, scales) -> Any:
+    def _of_steps(self, theta, weights, values, traces, sequences, scales) -> Any:
         """Each step is differentiated with its entry state held fixed; the fold joins the steps through D."""
         plan = self.plan
 
@@ -137,7 +138,7 @@ class GradientDriver:
             return (values, jax.tree.map(jnp.add, total, direct)), (tape, signals.deltas, at, value, aux)
 
         start = (values, jax.tree.map(jnp.zeros_like, theta))
-        (values, direct), (tape, b, at, losses, aux) = plan.scan(self.length)(step, start, (sequences, scales))
+        (values, direct), (tape, b, at, losses, aux) = plan.scan(self.length.steps)(step, start, (sequences, scales))
         window = Window(tape, b, signals_of_steps(plan, at, weights), scales)
         d_weights, _, traces = fold(plan, window, traces, weights, self._leaves_of(theta))
         return (d_weights, direct), losses, aux, values, traces
@@ -147,8 +148,33 @@ class GradientDriver:
         found = {at: jax.tree.leaves(v)[0] for at, v in zip(positions, values, strict=True) if at is not None}
         return self.plan.by_group([found[i] for i in range(len(found))])
 
-    def _full_window(self, theta, weights, values, traces, sequences, scales) -> Any:
-        """The window is differentiated as a whole; the trace enters with the cotangent of the entry state.
+    def _of_windows(self, theta, weights, values, traces, sequences, scales) -> Any:
+        """Each window is differentiated as a whole. To a fold of several, it is a step with a signal at its entry."""
+        plan, K, leaves = self.plan, self.length.window, self._leaves_of(theta)
+        assert K is not None
+        if len(scales) <= K:
+            direct, entry, recorded, losses, aux, values = self._of_window(
+                theta, weights, values, traces, sequences, scales
+            )
+            window = Window(*recorded, {}, scales)
+            d_weights, past, traces = fold(plan, window, traces, weights, leaves, entry)
+            if past:
+                direct = self._add_leaves(direct, past)
+            return (d_weights, direct), losses, aux, values, traces
+
+        def advance(carry, steps):
+            values, total = carry
+            direct, entry, recorded, losses, aux, values = self._of_window(theta, weights, values, traces, *steps)
+            signals = jax.tree.map(lambda v: jnp.zeros((len(losses), *v.shape), v.dtype).at[0].set(v), entry)
+            return (values, jax.tree.map(jnp.add, total, direct)), (recorded, signals, losses, aux)
+
+        start = (values, jax.tree.map(jnp.zeros_like, theta))
+        (values, direct), (recorded, signals, losses, aux) = scan_windows(advance, start, (sequences, scales), K)
+        d_weights, _, traces = fold(plan, Window(*recorded, signals, scales), traces, weights, leaves)
+        return (d_weights, direct), losses, aux, values, traces
+
+    def _of_window(self, theta, weights, values, traces, sequences, scales) -> Any:
+        """The derivatives of one window by parameters, entry state (as signals of groups), and outputs of operations.
 
         States that are not hidden are carried, never differentiated through time: else what a window gives of them
         would depend on where it begins.
@@ -175,19 +201,14 @@ class GradientDriver:
                 )
                 return values, (scaled, value, aux, tape)
 
-            new, (scaled, losses, aux, tape) = plan.scan(self.length)(step, perturbed, (sequences, scales, deltas))
+            new, (scaled, losses, aux, tape) = plan.scan(K)(step, perturbed, (sequences, scales, deltas))
             ahead = plan.carry.beyond(plan, traces, self._hidden_by_group(positions, new))
             return scaled.sum() + ahead, (losses, aux, tape, new)
 
         deltas = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), zeros.deltas)
         gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
         (direct, q, b), (losses, aux, tape, values) = gradient(theta, zeros.previous, deltas)
-        d_weights, past, traces = fold(
-            plan, Window(tape, b, {}, scales), traces, weights, self._leaves_of(theta), plan.signals(q, weights)
-        )
-        if past:
-            direct = self._add_leaves(direct, past)
-        return (d_weights, direct), losses, aux, values, traces
+        return direct, plan.signals(q, weights), (tape, b), losses, aux, values
 
 
 def _shifted(value: Any, delta: Any) -> Any:

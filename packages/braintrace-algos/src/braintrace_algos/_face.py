@@ -129,7 +129,7 @@ class FunctionalLearner:
         def step_fn(*slices: Any) -> Any:
             return loss(self._call(*jax.tree.leaves(slices[:n])), *slices[n:])
 
-        driver = GradientDriver(learner, step_fn, False, learner._window_length(fold, T), sequences, None)
+        driver = GradientDriver(learner, step_fn, False, learner._fold_length(fold, T), sequences, None)
         traces = self._names[id(learner.etraces)]
         values = self._values(driver.step, state)
         grads, losses, _, values, new = driver.gradient(params, values, state[traces], sequences, scales)

@@ -61,7 +61,8 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     window : int
         Steps in a window of the multi-step method.
     fold : int or "auto"
-        Steps that are handled at once in the single-step method; changes speed and memory only.
+        Steps that are folded into the traces at once, a multi-step window at least; changes speed and memory only.
+        Windows of `D_RTRL` with whole traces are folded together, those of other carries one by one.
     trace_dtype : dtype, optional
         Of the traces; by default that of the operation's output, at least float32.
     batch_size : int, optional

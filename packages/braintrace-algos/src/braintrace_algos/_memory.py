@@ -7,7 +7,6 @@ import brainstate
 from braintrace_compiler import StateKind, Table, readable_bytes
 
 from ._checks import check_steps
-from ._sequence import auto_fold
 from ._sizes import tape_bytes, tree_bytes
 from ._train import Training
 
@@ -117,6 +116,7 @@ class MemoryUse(Training):
         others = {name: size for group in sizes.values() for name, size in group.items()}
         traces = self.etraces.value
         named = traces if isinstance(traces, dict) else {"carry": traces}
+        length = self._fold_length(None, steps)
         return MemoryReport(
             parameters,
             hidden,
@@ -124,11 +124,6 @@ class MemoryUse(Training):
             {key: tree_bytes(trace) for key, trace in named.items()},
             tree_bytes([state.value for state in self.optimizer_states]),
             tape_bytes(self.plan),
-            self._window_length(None, steps),
-            self._why_so_long(steps),
+            length.steps,
+            length.reason,
         )
-
-    def _why_so_long(self, steps: int) -> str:
-        if self.vjp_method == "multi-step":
-            return "the whole sequence" if self.window is None else f"window={self.window}, differentiated as a whole"
-        return auto_fold(*self._drivers.sizes(self.plan), steps).reason if self.fold == "auto" else f"fold={self.fold}"

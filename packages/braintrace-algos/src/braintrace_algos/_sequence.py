@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import brainstate
 import jax
@@ -16,6 +16,7 @@ from ._checks import check_choice, check_state_shapes, check_steps, describe, re
 from ._chunks import ChunkDriver
 from ._driver import GradientDriver
 from ._errors import LearnerError, LearnerTypeError
+from ._fold_length import FoldLength, auto_fold
 from ._functional import CompiledCall
 from ._plan import Plan
 from ._progress import Progress
@@ -77,7 +78,8 @@ class SequenceDrivers:
             What `return_value` gives: losses (T,), losses times mask (T,), or the reduced loss.
         has_aux, return_value : bool
         fold : int or "auto", optional
-            Steps handled at once in the single-step method: speed and memory, never the result.
+            Steps folded into the traces at once: speed and memory, never the result. Of multi-step windows as many as
+            fit, and one at least.
         progress : bool
             Show a progress bar.
 
@@ -102,7 +104,7 @@ class SequenceDrivers:
             check_steps("chunk_size", chunk_size)
         chunk = 1 if chunk_size is None else chunk_size
         chunked = chunk > 1
-        length = min(chunk, T) if chunked else self._window_length(fold, T)
+        length = min(chunk, T) if chunked else self._fold_length(fold, T)
         norm = 1.0 if reduction == "sum" else T if is_full else jnp.maximum(mask.sum(), 1)
 
         bar = Progress(T, type(self).__name__) if progress else None
@@ -159,15 +161,21 @@ class SequenceDrivers:
             return self._compiled(("evolve", return_outputs), evolve, *sequences)
         return evolve(*sequences)
 
-    def _window_length(self, fold: int | str | None, T: int) -> int:
-        if self.vjp_method == "multi-step":
-            return T if self.window is None else min(self.window, T)
+    def _fold_length(self, fold: int | str | None, T: int) -> FoldLength:
         fold = self.fold if fold is None else fold
-        if fold == "auto":
-            return auto_fold(*self._drivers.sizes(self.plan), T).steps
-        if isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or fold < 1:
+        if fold != "auto" and (isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or fold < 1):
             raise LearnerError("`fold` must be a number of steps.", found=repr(fold), expected='an int ≥ 1, or "auto"')
-        return min(int(fold), T)
+        K = 1
+        if self.vjp_method == "multi-step":
+            K = T if self.window is None else min(self.window, T)
+            if K == T:
+                return FoldLength(T, "the whole sequence", T)
+            if not self.plan.carry.joins_windows(self.plan):
+                return FoldLength(K, f"window={K}", K)
+        window = K if K > 1 else None
+        if fold == "auto":
+            return auto_fold(*self._drivers.sizes(self.plan), T, window)
+        return FoldLength(min(max(int(fold) - int(fold) % K, K), T), f"fold={fold}", window)
 
     def _cached(
         self, make: Callable[[], Any], step_fn: Any, sequences: Any, bar: Progress | None, *options: Any
@@ -267,43 +275,3 @@ def check_mask(mask: Any, T: int) -> Any:
     if mask.shape != (T,):
         raise LearnerError("The mask weighs time steps.", where="mask", found=describe(mask), expected=f"shape ({T},)")
     return mask.astype(jnp.result_type(float))
-
-
-_SMALL = 6 << 20
-"""Bytes of a tape that need not be spared."""
-
-
-class Fold(NamedTuple):
-    """A number of steps to handle at once, and why so many."""
-
-    steps: int
-    reason: str
-
-
-def auto_fold(held: int, per_step: int, T: int) -> Fold:
-    """As many steps as have a tape of the size of the traces: 16 to 256 of them, or 64 where there are no traces.
-
-    A fold saves passes over the traces, so that it may take as much memory as they do. Where they are small, 16 steps
-    still keep what is done once for each window from weighing much; up to 64 are taken while they fit 6 MB.
-
-    Parameters
-    ----------
-    held, per_step : int
-        Bytes of the traces, and of what one step leaves on the tape.
-    T : int
-    """
-    K = held // max(per_step, 1)
-    if not held:
-        K, reason = 64, "there are no traces"
-    elif K < 16:
-        K = min(max(_SMALL // max(per_step, 1), 16), 64)
-        reason = "no less, though the tape takes more than the traces"
-    elif K > 256:
-        K, reason = 256, "no more, though the tape takes less than the traces"
-    else:
-        reason = "the tape takes about as much as the traces"
-    if K >= T:
-        return Fold(T, "the whole sequence")
-    # A divisor of T leaves no rest that would be compiled for itself; short of one, windows of nearly equal length.
-    divisor = next((k for k in range(K, K // 2, -1) if T % k == 0), None)
-    return Fold(divisor or -(-T // -(-T // K)), reason)

@@ -204,7 +204,7 @@ class Training(SequenceDrivers):
         mask = check_mask(mask, T)
         learning = check_weights(self.param_states, weights)
         rule = self._rule_of(optimizer, {path: self.param_states[path] for path in learning})
-        length = self._window_length(fold, min(update_every, T))
+        length = self._fold_length(fold, min(update_every, T))
 
         bar = Progress(T, type(self).__name__) if progress else None
 

@@ -58,6 +58,10 @@ class Carry:
         """Whether all that drives a group learns from L^t e^t alone, so that e^{t-1} need not wait for a signal."""
         return False
 
+    def joins_windows(self, plan: Plan) -> bool:
+        """Whether windows that are differentiated as a whole may be folded together, with a signal at each entry."""
+        return False
+
     def observe(self, plan: Plan, result: StepResult) -> Any:
         """What to keep of a step on the tape."""
         return Derivatives({}, {}, operation_inputs(plan, result))

@@ -113,6 +113,9 @@ class TraceCarry(Carry):
         states = {g: [plan.transitions[g].group.path_of_each_state[s] for s in plan.live[g]] for g in plan.traced}
         return not goes_around(plan.graph.hidden_perturb, plan.step, states, driving)
 
+    def joins_windows(self, plan: Plan) -> bool:
+        return type(self) is TraceCarry and not _short(plan)  # one cut short remembers the whole of what is folded
+
     def observe(self, plan: Plan, result: StepResult) -> Derivatives:
         return local_derivatives(plan, result)
 
