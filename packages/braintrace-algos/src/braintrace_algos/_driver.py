@@ -216,24 +216,32 @@ def _shifted(value: Any, delta: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf + delta, value)
 
 
-def scan_windows(advance: Callable[..., Any], carry: Any, steps: Any, K: int) -> tuple[Any, Any]:
-    """Scan `advance` over windows of K steps, and over what remains; outputs are joined over time."""
+def scan_windows(
+    advance: Callable[..., Any], carry: Any, steps: Any, K: int, rest_first: bool = False
+) -> tuple[Any, Any]:
+    """Scan `advance` over windows of K steps, and over what remains; outputs are joined over time.
+
+    What remains comes last, or before the windows with `rest_first`.
+    """
     T = jax.tree.leaves(steps)[0].shape[0]
-    whole = T // K
+    whole, rest = divmod(T, K)
     parts = []
-    if whole == 1 and not T % K:  # a scan of one iteration would keep XLA from seeing the window as a whole
+    if whole == 1 and not rest:  # a scan of one iteration would keep XLA from seeing the window as a whole
         return advance(carry, steps)
+    if rest and rest_first:
+        carry, out = advance(carry, jax.tree.map(lambda v: v[:rest], steps))
+        parts.append(out)
     if whole:
 
         def window(carry, start):  # a slice at a time: cutting off the rest would copy the sequence
             return advance(carry, jax.tree.map(lambda v: jax.lax.dynamic_slice_in_dim(v, start, K), steps))
 
-        if T % K:
-            carry, out = jax.lax.scan(window, carry, K * jnp.arange(whole))
+        if rest:
+            carry, out = jax.lax.scan(window, carry, rest_first * rest + K * jnp.arange(whole))
         else:
             carry, out = jax.lax.scan(advance, carry, jax.tree.map(lambda v: v.reshape(whole, K, *v.shape[1:]), steps))
         parts.append(jax.tree.map(lambda v: v.reshape(whole * K, *v.shape[2:]), out))
-    if T % K:
+    if rest and not rest_first:
         carry, out = advance(carry, jax.tree.map(lambda v: v[whole * K :], steps))
         parts.append(out)
     return carry, jax.tree.map(lambda *v: v[0] if len(v) == 1 else jnp.concatenate(v), *parts)

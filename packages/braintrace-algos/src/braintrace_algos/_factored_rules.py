@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_primitives import TraceRule
-from braintrace_primitives._trace_rule import over_states
+from braintrace_primitives._trace_rule import mix, over_states
 
 
 class RecentStepsTraceRule(TraceRule):
@@ -58,6 +58,48 @@ class RecentStepsTraceRule(TraceRule):
         if old is not None and new.shape[1] < self.steps:
             new = jnp.concatenate([old, new], 1)
         return new[:, -self.steps :]
+
+
+class WaitingTraceRule(RecentStepsTraceRule):
+    """The trace rule of an op whose latest steps, R at most, wait to be added to its trace.
+
+    With e^0 the trace when the first of them came and P = D^t ... D^1, the trace is P e^0 and what the steps since have
+    left of themselves, ``{"trace": e^0, "passage": P (S, S, *y), "factor": ..., "x": ...}`` with the factors of the
+    last R steps as above, zero where there were none. So a step reads e^0, and writes only what is small.
+
+    Parameters
+    ----------
+    rule : TraceRule
+        Of an op with an input, whose additions do not depend on the values of its weights.
+    uses : int
+        Of the weight in a step.
+    steps : int
+        R.
+    """
+
+    def begin(self, trace: Any, x: Any, y: Any, num_states: int, params: Any) -> Any:
+        """`trace`, with no step waiting; `x` and `y` may be abstract."""
+        dtype = jax.tree.leaves(trace)[0].dtype
+        passage = jnp.eye(num_states, dtype=dtype).reshape(num_states, num_states, *(1,) * len(y.shape))
+        held = super().init(x, {}, y, num_states, params, dtype)
+        return held | {"passage": jnp.broadcast_to(passage, (num_states, num_states, *y.shape)), "trace": trace}
+
+    def end(self, held: Any, weights: Any, params: Any) -> Any:
+        """The trace, once all steps are added to it; `weights` may be abstract."""
+        xs, factors = (held[name].reshape(-1, *held[name].shape[2:]) for name in ("x", "factor"))
+        return self.rule.advance_in_place(held["trace"], held["passage"], xs, factors, weights, params)
+
+    def advance(self, trace, blocks, xs, factors, weights, params):
+        recent = super().advance(trace, blocks, xs, factors, weights, params)
+        passage = jnp.stack([mix(blocks, column) for column in jnp.moveaxis(trace["passage"], 1, 0)], 1)
+        return recent | {"passage": passage, "trace": trace["trace"]}
+
+    def contract(self, trace, signal, weights, params):
+        entering = mix(jnp.moveaxis(trace["passage"], 1, 0), signal)
+        past = self.rule.contract(trace["trace"], entering, weights, params)
+        waiting = {name: trace[name][:, 1:] for name in ("factor", "x")}  # all R are never read: they are added first
+        recent = super().contract(waiting, signal, weights, params)
+        return {name: past[name] + recent[name] for name in weights}
 
 
 class Norms(NamedTuple):
@@ -153,10 +195,16 @@ class FactoredTraceRule(TraceRule):
         return trace | ({"rest": self.rule.init(x, weights, y, rest, params, dtype)} if rest else {})
 
     def advance(self, trace, blocks, xs, factors, weights, params):
+        return self._advanced(self.rule.advance, trace, blocks, xs, factors, weights, params)
+
+    def advance_in_place(self, trace, blocks, xs, factors, weights, params):
+        return self._advanced(self.rule.advance_in_place, trace, blocks, xs, factors, weights, params)
+
+    def _advanced(self, advance, trace, blocks, xs, factors, weights, params):
         new = self._filtered(trace, blocks, xs, factors)
         if "rest" in trace:
             into_rest, further = self._into_rest(trace, blocks, xs, factors)
-            advanced = self.rule.advance(trace["rest"], *into_rest, weights, params)
+            advanced = advance(trace["rest"], *into_rest, weights, params)
             new["rest"] = self._with(further, advanced, weights, params)
         return new
 
@@ -167,17 +215,11 @@ class FactoredTraceRule(TraceRule):
         rest = self.rule.contract(trace["rest"], self._of_rest(signal), weights, params)
         return {name: gradient[name] + rest[name] for name in weights}
 
-    def turn(self, trace, signal, blocks, xs, factors, weights, params):
-        if "rest" not in trace:
-            return super().turn(trace, signal, blocks, xs, factors, weights, params)
-        gradient, new = (
-            self._through_filtered(trace, signal, weights, params),
-            self._filtered(trace, blocks, xs, factors),
-        )
-        into_rest, further = self._into_rest(trace, blocks, xs, factors)
-        rest, advanced = self.rule.turn(trace["rest"], self._of_rest(signal), *into_rest, weights, params)
-        new["rest"] = self._with(further, advanced, weights, params)
-        return {name: gradient[name] + rest[name] for name in weights}, new
+    def steps_at_once(self, trace, params):
+        return self.rule.steps_at_once(trace["rest"], params) if "rest" in trace else 1
+
+    def pullback(self, xs, weights, gs, params):
+        return self.rule.pullback(xs, weights, gs, params)
 
     def _filtered(self, trace, blocks, xs, factors):
         """The filtered inputs, one step on."""

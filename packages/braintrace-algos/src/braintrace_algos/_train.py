@@ -16,6 +16,7 @@ from ._errors import LearnerError, LearnerTypeError
 from ._optimizers import TransformationRule, UpdateRule, update_rule
 from ._progress import Progress
 from ._sequence import SequenceDrivers, as_array, check_mask, sequence_length
+from ._waiting import Waiting
 
 Callback = Callable[[int, float], Any]
 """Called with the number of time steps done and the mean loss since the last update."""
@@ -42,6 +43,8 @@ class TrainingDriver:
     Parameters
     ----------
     driver : GradientDriver
+        With the plan of `waiting`.
+    waiting : Waiting
     rule : UpdateRule
     update_every : int
     mean : bool
@@ -54,14 +57,15 @@ class TrainingDriver:
     def __init__(
         self,
         driver: GradientDriver,
+        waiting: Waiting,
         rule: UpdateRule,
         update_every: int,
         mean: bool,
         masked: bool,
         callbacks: Sequence[Callback],
     ):
-        self.driver, self.rule, self.update_every, self.bar = driver, rule, update_every, driver.bar
-        self.mean, self.masked, self.callbacks = mean, masked, callbacks
+        self.driver, self.waiting, self.rule, self.bar = driver, waiting, rule, driver.bar
+        self.update_every, self.mean, self.masked, self.callbacks = update_every, mean, masked, callbacks
         self.run = jax.jit(self._run)
 
     def fits(self) -> bool:
@@ -92,8 +96,15 @@ class TrainingDriver:
                 jax.debug.callback(self._report, done, (losses * mask / norm).sum(), ordered=True)
             return (theta, values, traces, memory, done), History(losses, aux)
 
+        def run(carry, steps):
+            theta, values, traces, memory, done = carry
+            carry = theta, values, self.waiting.begin(traces), memory, done
+            (theta, values, held, memory, done), history = scan_windows(chunk, carry, steps, self.update_every)
+            return (theta, values, self.waiting.end(held), memory, done), history
+
         start = (theta, values, traces, memory, jnp.zeros((), jnp.int32))
-        return scan_windows(chunk, start, (sequences, mask), self.update_every)
+        rest_first = self.waiting.steps > self.update_every  # behind the others XLA would copy the traces for it
+        return scan_windows(run, start, (sequences, mask), self.waiting.steps, rest_first)
 
     def _update(self, grads: Any, theta: Any, memory: Any, mask: Any) -> Any:
         def apply():
@@ -111,6 +122,7 @@ class Training(SequenceDrivers):
     """The methods of a learner that change its parameters."""
 
     param_states: dict[Any, brainstate.State]
+    etraces: Any
     _rule: Any = None
 
     def etrace_train(
@@ -210,8 +222,9 @@ class Training(SequenceDrivers):
 
         def make():
             every = min(update_every, T)
-            driver = GradientDriver(self, step_fn, has_aux, length, sequences, bar, lasting=every)
-            return TrainingDriver(driver, rule, every, reduction == "mean", masked, tuple(callbacks))
+            waiting = Waiting(self.plan, self.etraces.value, every)
+            driver = GradientDriver(self, step_fn, has_aux, length, sequences, bar, waiting.plan, lasting=every)
+            return TrainingDriver(driver, waiting, rule, every, reduction == "mean", masked, tuple(callbacks))
 
         options = (rule, update_every, reduction, masked, bool(callbacks), has_aux, length)
         driver = self._cached(make, step_fn, sequences, bar, *options)

@@ -128,6 +128,24 @@ class TraceRule:
         kept, added = self.decay(trace, blocks, params), self.accumulate(xs, factors, weights, params)
         return {name: (old + added[name]).astype(trace[name].dtype) for name, old in kept.items()}
 
+    def advance_in_place(
+        self,
+        trace: Arrays,
+        blocks: Any,
+        xs: Any,
+        factors: Any,
+        weights: Mapping[str, Any],
+        params: Mapping[str, Any],
+    ) -> Arrays:
+        """`advance`, for a trace that nothing reads any more: in its memory, where XLA would not do so by itself.
+
+        Parameters
+        ----------
+        blocks : array of shape (S, S, *y)
+            That wait for whatever reads the trace before.
+        """
+        return self.advance(trace, blocks, xs, factors, weights, params)
+
     def contract(self, trace: Arrays, signal: Any, weights: Mapping[str, Any], params: Mapping[str, Any]) -> Arrays:
         """Weight gradient from a learning signal: the sum over states and positions of ``signal · trace``.
 
@@ -147,15 +165,23 @@ class TraceRule:
         weights: Mapping[str, Any],
         params: Mapping[str, Any],
     ) -> tuple[Arrays, Arrays]:
-        """`contract` and `advance` of the same trace, for rules that can do both in one pass over it.
+        """`contract` and `advance` of the same trace.
 
         A large trace is summed before it goes on: XLA, which would else have to copy it first, writes it in place.
         """
         gradient = self.contract(trace, signal, weights, params)
         leaves = jax.tree.leaves(trace)
         if sum(leaf.size for leaf in leaves) >= _LARGE and all(explicit_sharding(leaf) is None for leaf in leaves):
-            blocks = after(blocks, gradient)
+            in_turn = after(blocks, gradient)
+            return gradient, self.advance_in_place(trace, in_turn, xs, factors, weights, params)
         return gradient, self.advance(trace, blocks, xs, factors, weights, params)
+
+    def steps_at_once(self, trace: Arrays, params: Mapping[str, Any]) -> int:
+        """Steps that a large trace is better written for at once, where each of them reads it.
+
+        More than one only where what a step adds does not depend on the values of the weights.
+        """
+        return 1
 
     def trace_size(self, x: Any, weights: Mapping[str, Any], y: Any, num_states: int, params: Mapping[str, Any]) -> int:
         """Number of elements of the trace."""

@@ -94,35 +94,35 @@ class ProductTraceRule(TraceRule):
 
         return {name: gradient(name, w) for name, w in weights.items()}
 
-    def turn(self, trace, signal, blocks, xs, factors, weights, params):
+    def advance_in_place(self, trace, blocks, xs, factors, weights, params):
         equation, whole = self.equation(params), trace["weight"]
         count = whole.ndim - 1 - len(equation.kept())
 
-        def plain(trace, signal, blocks, xs, factors, weights):
-            return TraceRule.turn(self, trace, signal, blocks, xs, factors, weights, params)
+        def plain(trace, blocks, xs, factors):
+            return self.advance(trace, blocks, xs, factors, weights, params)
 
-        def by_rows(trace, signal, blocks, xs, factors, weights):
-            total, new = _rows.turn(
+        def by_rows(trace, blocks, xs, factors):
+            new = _rows.advance(
                 _in_rows(trace["weight"], 1, count),
-                [_in_rows(align(equation, of_s), 0, count) for of_s in signal],
                 _in_rows(align(equation, blocks), 2, count),
                 _in_rows(_align_input(equation, in_precision_of(factors, xs)), 1, count),
                 _in_rows(align(equation, factors), 2, count),
             )
-            w = weights["weight"]
-            gradient = {"weight": cast_like(_spread(total, "weight", equation, w), w)}
             advanced = {"weight": new.reshape(whole.shape)}
             if "bias" in trace:
-                bias = {"bias": trace["bias"]}
-                gradient |= self.contract(bias, signal, {"bias": weights["bias"]}, params)
-                kept = self.decay(bias, blocks, params)["bias"]
-                advanced["bias"] = (kept + sum_leading(factors, 1)).astype(trace["bias"].dtype)
-            return gradient, advanced
+                kept = self.decay({"bias": trace["bias"]}, blocks, params)["bias"]
+                advanced["bias"] = (kept + _summed(equation, factors)).astype(trace["bias"].dtype)
+            return advanced
 
-        operands = trace, signal, blocks, xs, factors, dict(weights)
-        if not _rows.pays(_in_rows(whole, 1, count), len(factors)):
+        operands = trace, blocks, xs, factors
+        if len(whole) == 1 or not _rows.pays(whole, count, len(factors)):  # XLA advances one state in place by itself
             return plain(*operands)
         return jax.lax.platform_dependent(*operands, cpu=by_rows, default=plain)
+
+    def steps_at_once(self, trace, params):
+        whole = trace["weight"]
+        count = whole.ndim - 1 - len(self.equation(params).kept())
+        return _rows.MOST_STEPS if jax.default_backend() == "cpu" and _rows.pays(whole, count) else 1
 
 
 def outer(equation: Equation, xs: Any, factors: Any) -> Any:
@@ -183,7 +183,7 @@ def _contracted(trace: Any, signal: Any, kept: int) -> Any:
     def by_rows(trace, signal):
         return _rows.contract(_in_rows(trace, 1, count), [_in_rows(of_s, 0, count) for of_s in signal])
 
-    if not _rows.pays(_in_rows(trace, 1, count)):
+    if not _rows.pays(trace, count):
         return plain(trace, signal)
     return jax.lax.platform_dependent(trace, signal, cpu=by_rows, default=plain)
 
