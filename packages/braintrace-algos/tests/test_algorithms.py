@@ -118,6 +118,43 @@ def test_pp_prop(option, a, b):
     close(grads["W"], expected)
 
 
+class Gated(LeakyTanh):
+    """h = leak h + sigmoid(u G) tanh(u W) for u = [x, h]: two operations on one input."""
+
+    def __init__(self, leak):
+        super().__init__()
+        self.leak, self.G = leak, brainstate.ParamState(0.5 * self.W.value[:, ::-1])
+
+    def update(self, x):
+        u = jnp.concatenate([x, self.h.value], -1)
+        new = jax.nn.sigmoid(matmul(u, self.G.value)) * jnp.tanh(matmul(u, self.W.value))
+        self.h.value = self.leak * self.h.value + new if self.leak else new
+        return matmul(self.h.value, self.V.value)
+
+
+@pytest.mark.parametrize("fold", [1, 2, T])
+@pytest.mark.parametrize("leak", [0, A])
+def test_operations_on_one_input_share_its_factor(leak, fold):
+    learner, model, grads = gradient("pp_prop", Gated(leak), decay_or_rank=(0.9, 0.8), fold=fold)
+    told = {c["carry"]: c["bytes"] for c in learner.report.carries}["two factors"]
+    kept = learner.etraces.value
+    assert told == 4 * B * (I + H + 2 * H) == 4 * sum(v.size for name in "xf" for v in jax.tree.leaves(kept[name]))
+    G, W, V = (np.asarray(p.value, float) for p in (model.G, model.W, model.V))
+    h, ex = np.zeros((B, H)), np.zeros((B, I + H))
+    ef, expected = {"G": h, "W": h}, {"G": 0, "W": 0}
+    for n, (x, target) in enumerate(zip(XS, YS, strict=True), 1):
+        u = np.concatenate([x, h], -1)
+        gate, c = 1 / (1 + np.exp(-u @ G)), np.tanh(u @ W)
+        h = leak * h + gate * c
+        L = 2 * (h @ V - target) @ V.T
+        ex = 0.9 * ex + u
+        for name, F in (("G", gate * (1 - gate) * c), ("W", gate * (1 - c**2))):
+            ef[name] = 0.8 * leak * ef[name] + 0.2 * F
+            expected[name] = expected[name] + np.einsum("bi,bo->io", ex, L * ef[name] / (1 - 0.8**n))
+    close(grads["G"], expected["G"])
+    close(grads["W"], expected["W"])
+
+
 @pytest.mark.parametrize("option", [1.0, -0.1, 0, True, "0.9", (0.1, 0.2, 0.3)])
 def test_pp_prop_refuses_what_is_no_decay(option):
     with pytest.raises(LearnerError, match="decay_or_rank"):

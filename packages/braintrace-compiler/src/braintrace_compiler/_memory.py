@@ -89,9 +89,12 @@ def relation_memory(
 
 
 def input_bytes(relations: Iterable[HiddenParamOpRelation]) -> int:
-    """Bytes of the input factors of all operations."""
+    """Bytes of the input factors of all operations; one input of several has one."""
     uses = [use for relation in relations for use in relation.uses if use.x_var is not None]
-    return sum(int(use.x_var.aval.size) * itemsize(use.y_var) for use in uses)
+    widest: dict[Any, int] = {}
+    for use in uses:
+        widest[use.x_var] = max(widest.get(use.x_var, 0), itemsize(use.y_var))
+    return sum(int(x.aval.size) * size for x, size in widest.items())
 
 
 def influence_bytes(minfo: ModuleInfo) -> tuple[int, int]:

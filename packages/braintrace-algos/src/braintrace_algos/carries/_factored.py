@@ -1,6 +1,6 @@
 """Two factors in place of a trace: what came in, and what it did."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,8 @@ class FactoredCarry(Carry):
 
     and e_f is divided by ``1 - a_f^n`` after n steps where `normalise` is set. Operations without an input
     (element-wise parameters) keep the exact trace, which is as small. Several uses of one weight in a step
-    keep two factors each, since an outer product of sums is not the sum of outer products.
+    keep two factors each, since an outer product of sums is not the sum of outer products. Operations that read the
+    same input share e_x.
 
     Parameters
     ----------
@@ -47,11 +48,12 @@ class FactoredCarry(Carry):
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         x, f = {}, {}
         for c in _factored(plan):
-            operation = plan.operations[c.operation]
+            operation, key = plan.operations[c.operation], _input_key(plan, c)
             y = operation.y_var.aval
             precision = dtype or jnp.promote_types(y.dtype, jnp.float32)
             S = plan.num_states(c.group)
-            x[str(c.operation)] = jnp.zeros(operation.x_var.aval.shape, precision)
+            wider = precision if key not in x else jnp.promote_types(precision, x[key].dtype)
+            x[key] = jnp.zeros(operation.x_var.aval.shape, wider)
             f[c.key] = jnp.zeros((S, *feed_shape(c.feed, y.shape)), precision)
         trace = self.exact.init(_without_factored(plan), dtype)
         return {"x": x, "f": f, "trace": trace, "steps": jnp.zeros((), jnp.int32)}
@@ -66,23 +68,16 @@ class FactoredCarry(Carry):
         entry: Mapping[int, Any] | None,
     ) -> Folded:
         """Sum of L^t e^t; with an `entry`, the window's own gradient and what the factors bring in."""
-        tape: Derivatives = window.tape
-
-        def step(factors, tape):
-            factors = self._advance_factors(plan, tape, factors)
-            return factors, factors
-
-        start = {name: carry[name] for name in ("x", "f", "steps")}
-        end, history = jax.lax.scan(step, start, tape)
+        history, end = self._over_window(plan, window, carry)
         exact = self.exact.window(_without_factored(plan), window, carry["trace"], weights, theta, entry)
         new = {**end, "trace": exact.carry}
         if entry is not None:
             return Folded(exact.x, exact.g, self.entry_gradient(plan, carry, entry, weights), new)
 
         x, g = list(exact.x), list(exact.g)
-        for k in {c.operation for c in _factored(plan)}:
-            g[k] = jnp.zeros_like(g[k])
-            x[k] = history["x"][str(k)].astype(x[k].dtype)
+        for c in _factored(plan):
+            g[c.operation] = jnp.zeros_like(g[c.operation])
+            x[c.operation] = history["x"][_input_key(plan, c)].astype(x[c.operation].dtype)
         for c in _factored(plan):
             sent = spread(c.feed, window.signals[c.group], 2) * self._normalised(history["f"][c.key], history["steps"])
             onto_y = collect(c.feed, over_states(sent, 1), plan.operations[c.operation].y_var.aval.shape)
@@ -97,7 +92,7 @@ class FactoredCarry(Carry):
             operation = plan.operations[c.operation]
             sent = spread(c.feed, signals[c.group], 1) * self._normalised(carry["f"][c.key], carry["steps"])
             g = collect(c.feed, over_states(sent, 0)[None], operation.y_var.aval.shape)
-            x = carry["x"][str(c.operation)][None].astype(operation.x_var.aval.dtype)
+            x = carry["x"][_input_key(plan, c)][None].astype(operation.x_var.aval.dtype)
             dw = operation.spec.trace_rule.pullback(x, weights[c.operation], g, operation.eqn.params)
             for name, value in dw.items():
                 total[c.operation][name] = total[c.operation].get(name, 0) + value
@@ -105,20 +100,48 @@ class FactoredCarry(Carry):
 
     def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         trace = self.exact.advance(_without_factored(plan), tape, carry["trace"], weights, theta)
-        return {**self._advance_factors(plan, tape, carry), "trace": trace}
+        x, f = self._filtered(plan, tape, carry["x"]), self._followed(_factored(plan), tape, carry["f"])
+        return {"x": x, "f": f, "steps": carry["steps"] + 1, "trace": trace}
 
-    def _advance_factors(self, plan: Plan, tape: Derivatives, carry: Any) -> Any:
-        x, f = {}, {}
-        for c in _factored(plan):
-            old_x, old_f = carry["x"][str(c.operation)], carry["f"][c.key]
-            x[str(c.operation)] = (self.decay_x * old_x + tape.x[c.operation]).astype(old_x.dtype)
-            new_f = [self.gain_f * value for value in tape.F[c.key]]
-            if c.group in tape.D and self.decay_f:
+    def _over_window(self, plan: Plan, window: Window, carry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The factors after each step of a window, and after the last."""
+        tape: Derivatives = window.tape
+        lasting = [c for c in _factored(plan) if self._lasts(c, tape)]
+        fresh = [c for c in _factored(plan) if not self._lasts(c, tape)]
+
+        def step(factors, tape):
+            new = {"x": self._filtered(plan, tape, factors["x"]), "f": self._followed(lasting, tape, factors["f"])}
+            return new, new
+
+        start = {"x": carry["x"], "f": {c.key: carry["f"][c.key] for c in lasting}}
+        end, history = jax.lax.scan(step, start, tape)
+        if fresh:  # all steps at once, as none waits for the one before
+            f = jax.vmap(lambda tape: self._followed(fresh, tape, carry["f"]))(tape)
+            history["f"] |= f
+            end["f"] |= {key: value[-1] for key, value in f.items()}
+        steps = carry["steps"] + jnp.arange(1, len(window.scale) + 1, dtype=jnp.int32)
+        return {**history, "steps": steps}, {**end, "steps": steps[-1]}
+
+    def _lasts(self, c: Coupling, tape: Derivatives) -> bool:
+        """Whether e_f knows of earlier steps."""
+        return bool(self.decay_f) and c.group in tape.D
+
+    def _filtered(self, plan: Plan, tape: Derivatives, old: dict[str, Any]) -> dict[str, Any]:
+        """e_x, one step on."""
+        inputs = {_input_key(plan, c): tape.x[c.operation] for c in _factored(plan)}
+        return {key: (self.decay_x * old[key] + x).astype(old[key].dtype) for key, x in inputs.items()}
+
+    def _followed(self, couplings: Sequence[Coupling], tape: Derivatives, old: dict[str, Any]) -> dict[str, Any]:
+        """e_f of some couplings, one step on."""
+        new = {}
+        for c in couplings:
+            new_f, old_f = [self.gain_f * value for value in tape.F[c.key]], old[c.key]
+            if self._lasts(c, tape):
                 D = jax.tree.map(lambda v, feed=c.feed: spread(feed, v, 0), tape.D[c.group])
                 kept = [sum(d * old for d, old in zip(row, old_f, strict=True)) for row in D]
                 new_f = [new + self.decay_f * old for new, old in zip(new_f, kept, strict=True)]
-            f[c.key] = stacked(new_f, old_f.shape[1:], old_f.dtype)
-        return {"x": x, "f": f, "steps": carry["steps"] + 1}
+            new[c.key] = stacked(new_f, old_f.shape[1:], old_f.dtype)
+        return new
 
     def _normalised(self, f: Any, steps: Any) -> Any:
         """e_f divided by 1 - a_f^n; `steps` has the leading (time) axes of `f`."""
@@ -130,6 +153,12 @@ class FactoredCarry(Carry):
 
 def _factored(plan: Plan) -> list[Coupling]:
     return [c for c in plan.traced_couplings if plan.operations[c.operation].x_var is not None]
+
+
+def _input_key(plan: Plan, c: Coupling) -> str:
+    """Name of the e_x of a coupling: the first operation with the same input."""
+    x_var = plan.operations[c.operation].x_var
+    return str(next(k for k, operation in enumerate(plan.operations) if operation.x_var is x_var))
 
 
 def _without_factored(plan: Plan) -> Plan:
