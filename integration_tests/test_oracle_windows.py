@@ -41,13 +41,17 @@ def test_a_window_as_long_as_the_sequence_is_bptt_for_cells(kind):
 
 
 @pytest.mark.parametrize("window", [1, 2])
-@pytest.mark.parametrize("name", ["three chained states", "two recurrent layers", "LSTM"])
-def test_windows_folded_several_at_once_are_windows_one_by_one(name, window):
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [("three chained states", "d_rtrl"), ("two recurrent layers", "d_rtrl"), ("LSTM", "d_rtrl"), ("LSTM", "tbptt")],
+)
+def test_windows_folded_several_at_once_are_windows_one_by_one(name, algorithm, window):
     """Gradients, and the traces that a second call goes on from."""
     with precision("float64"):
         case, model = build(name) if name == "LSTM" else (CASES[name], None)
         data = make_data(case, I, T, (B,), "float64")
-        learner = learn(case, data, model=model, vjp_method="multi-step", window=window, vmap=name == "LSTM")
+        method = {"vjp_method": "multi-step"} if algorithm == "d_rtrl" else {}
+        learner = learn(case, data, algorithm, model=model, window=window, vmap=name == "LSTM", **method)
         step = loss_of_step(case, learner)
 
         def twice(fold):

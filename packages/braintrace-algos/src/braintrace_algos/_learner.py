@@ -62,7 +62,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         Steps in a window of the multi-step method.
     fold : int or "auto"
         Steps that are folded into the traces at once, a multi-step window at least; changes speed and memory only.
-        Windows of `D_RTRL` with whole traces are folded together, those of other carries one by one.
+        Windows without traces or with whole ones (`TBPTT`, `D_RTRL`) are folded together, others one by one.
     trace_dtype : dtype, optional
         Of the traces; by default that of the operation's output, at least float32.
     batch_size : int, optional

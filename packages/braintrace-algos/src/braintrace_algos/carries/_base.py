@@ -60,7 +60,7 @@ class Carry:
 
     def joins_windows(self, plan: Plan) -> bool:
         """Whether windows that are differentiated as a whole may be folded together, with a signal at each entry."""
-        return False
+        return type(self) is Carry  # what is carried must say so itself
 
     def observe(self, plan: Plan, result: StepResult) -> Any:
         """What to keep of a step on the tape."""
