@@ -67,6 +67,8 @@ class WaitingTraceRule(RecentStepsTraceRule):
     left of themselves, ``{"trace": e^0, "passage": P (S, S, *y), "factor": ..., "x": ...}`` with the factors of the
     last R steps as above, zero where there were none. So a step reads e^0, and writes only what is small.
 
+    `contract` meets P e^0 alone: the steps that wait are `sent` what they receive, and learn with those of the window.
+
     Parameters
     ----------
     rule : TraceRule
@@ -96,10 +98,11 @@ class WaitingTraceRule(RecentStepsTraceRule):
 
     def contract(self, trace, signal, weights, params):
         entering = mix(jnp.moveaxis(trace["passage"], 1, 0), signal)
-        past = self.rule.contract(trace["trace"], entering, weights, params)
-        waiting = {name: trace[name][:, 1:] for name in ("factor", "x")}  # all R are never read: they are added first
-        recent = super().contract(waiting, signal, weights, params)
-        return {name: past[name] + recent[name] for name in weights}
+        return self.rule.contract(trace["trace"], entering, weights, params)
+
+    def sent(self, trace, signal):
+        # A step finds R - 1 others at most: before it would find R, they are added.
+        return super().sent({name: trace[name][:, 1:] for name in ("factor", "x")}, signal)
 
 
 class Norms(NamedTuple):
@@ -217,9 +220,6 @@ class FactoredTraceRule(TraceRule):
 
     def steps_at_once(self, trace, params):
         return self.rule.steps_at_once(trace["rest"], params) if "rest" in trace else 1
-
-    def pullback(self, xs, weights, gs, params):
-        return self.rule.pullback(xs, weights, gs, params)
 
     def _filtered(self, trace, blocks, xs, factors):
         """The filtered inputs, one step on."""

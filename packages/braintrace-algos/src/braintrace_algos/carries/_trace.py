@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_algos._entries import Rows, full, matrix, stacked
-from braintrace_algos._factored_rules import FactoredTraceRule, RecentStepsTraceRule, TruncatedTraceRule
+from braintrace_algos._factored_rules import (
+    FactoredTraceRule,
+    RecentStepsTraceRule,
+    TruncatedTraceRule,
+    WaitingTraceRule,
+)
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Coupling, Operands, Plan
@@ -185,11 +190,12 @@ class TraceCarry(Carry):
         return Folded(x, g, past, self._bounded(plan, carry, new, tape.D, len(window.scale)))
 
     def _kept(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> Iterator[tuple[Coupling, Any, Any]]:
-        """The steps that are kept of the traces that are cut short, by use of the weight: (R, *x), received (R, *y)."""
-        for key, rule, uses in _short(plan):
-            xs, sent = rule.sent(carry[key], spread(uses[0].feed, signals[uses[0].group], 1))
-            for i, use in enumerate(uses):
-                yield use, xs[i], collect(use.feed, sent[i], plan.operations[use.operation].y_var.aval.shape)
+        """The steps that are kept by traces, by use of the weight: inputs (R, *x), and what outputs receive (R, *y)."""
+        for key, uses in plan.traces.items():
+            if isinstance(rule := uses[0].rule, (TruncatedTraceRule, WaitingTraceRule)):
+                xs, sent = rule.sent(carry[key], spread(uses[0].feed, signals[uses[0].group], 1))
+                for i, use in enumerate(uses):
+                    yield use, xs[i], collect(use.feed, sent[i], plan.operations[use.operation].y_var.aval.shape)
 
     def recursion(self, plan: Plan, D: Rows | None, signals: tuple[Any, Any] | None, K: int, index: int) -> Recursion:
         """M^t of a group over K steps; its row of signals where they are given."""
