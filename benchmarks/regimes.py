@@ -69,6 +69,7 @@ SIDES = (
     Side("BPTT by a learner", "ours", "full"),
     Side("strict D-RTRL", "ours", "strict"),
     Side("multi-step 64", "ours", "window", (("window", 64),)),
+    Side("multi-step 1", "ours", "windows", (("window", 1),)),
     Side("pp_prop", "ours", "pp_prop"),
     Side("per-step SGD", "ours", "per_step", longest=32),
     Side("upstream strict", "upstream", "strict", longest=32, counterpart="strict D-RTRL"),

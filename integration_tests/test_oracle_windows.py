@@ -83,12 +83,12 @@ def test_short_windows_lie_between():
         assert errors[0] > errors[1] > 1e-3 > errors[2]
 
 
-@pytest.mark.parametrize("name", ["three chained states", "two recurrent layers"])
+@pytest.mark.parametrize("name", ["three chained states", "two recurrent layers", "recurrent, soft reset", "GRU"])
 def test_multi_step_with_one_step_is_a_rule_of_its_own(name):
-    case = CASES[name]
     with precision("float64"):
+        case, model = build(name) if name == "GRU" else (CASES[name], None)
         data = make_data(case, I, T, (B,), "float64")
-        learner = learn(case, data, vjp_method="multi-step")
+        learner = learn(case, data, model=model, vjp_method="multi-step", vmap=name == "GRU")
         found = sequence_gradient(case, learner, data)
         assert_close(found, stepwise_gradient(case, learner, data))
         for other in (strict_gradient(case, data), gradient(case, data, None)):

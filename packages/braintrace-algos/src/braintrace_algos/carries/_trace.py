@@ -113,7 +113,10 @@ class TraceCarry(Carry):
             if self.num_states(plan, c.group) - factored > 1:
                 return False  # XLA does not advance a trace of several states in place: nothing is gained
         left_out = {o for k, c in enumerate(plan.certificates()) if k in driving for o in c.omissions}
-        if left_out - {Omission.RECURRENT_MIXING, Omission.DOWNSTREAM_MEMORY}:
+        beyond_the_step = {Omission.DOWNSTREAM_MEMORY}
+        if plan.step is plan.graph.hidden_perturb.strict:
+            beyond_the_step.add(Omission.RECURRENT_MIXING)
+        if left_out - beyond_the_step:
             return False  # D or F is not all of the step's derivative
         states = {g: [plan.transitions[g].group.path_of_each_state[s] for s in plan.live[g]] for g in plan.traced}
         return not goes_around(plan.graph.hidden_perturb, plan.step, states, driving)
