@@ -108,6 +108,7 @@ def check(program: Program) -> None:
         single = by_single_calls(learner, xs) if learner.plan.carry.meets_new(learner.plan) else found
         memories = learner.graph.hidden_perturb.memories
         absorbing = learnt(type(learner)(learner.model, learner.graph), xs) if memories else found
+        check_windows(learner, xs)
 
     for name in program.params:
         assert far_apart(found[name], strict[name]) < TOLERANCE, f"{name} is not the strict gradient"
@@ -122,8 +123,20 @@ def check(program: Program) -> None:
                 assert far_apart(gradient[name], full[name]) < TOLERANCE, f"{name} is certified exact, and is not"
 
 
-def learnt(learner: Any, xs: np.ndarray) -> dict[str, np.ndarray]:
-    found = learner.etrace_grad(jnp.asarray(xs), step_fn=lambda x: loss(learner(x)), reduction="sum")
+def check_windows(learner: Any, xs: np.ndarray) -> None:
+    """Windows of one step give one gradient, folded together or one by one, and in single calls by L e as by q e."""
+    options = {"vjp_method": "multi-step", "absorb": False}
+    windows = type(learner)(learner.model, learner.graph, **options)
+    if not windows.plan.carry.meets_new(windows.plan):
+        return
+    together = learnt(windows, xs)
+    for found in (learnt(windows, xs, fold=1), by_single_calls(windows, xs)):
+        for name in together:
+            assert far_apart(found[name], together[name]) < TOLERANCE, name
+
+
+def learnt(learner: Any, xs: np.ndarray, **options: Any) -> dict[str, np.ndarray]:
+    found = learner.etrace_grad(jnp.asarray(xs), step_fn=lambda x: loss(learner(x)), reduction="sum", **options)
     learner.reset_state()  # another learner of the same model starts where this one did
     return {path[0]: np.asarray(value) for path, value in found.items()}
 
