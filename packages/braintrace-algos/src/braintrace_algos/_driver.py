@@ -149,7 +149,7 @@ class GradientDriver:
         return self.plan.by_group([found[i] for i in range(len(found))])
 
     def _of_windows(self, theta, weights, values, traces, sequences, scales) -> Any:
-        """Each window is differentiated as a whole. To a fold of several, it is a step with a signal at its entry."""
+        """Each window is differentiated as a whole. A fold of several sees steps, with a signal where a window begins."""
         plan, K, leaves = self.plan, self.length.window, self._leaves_of(theta)
         assert K is not None
         if len(scales) <= K:
