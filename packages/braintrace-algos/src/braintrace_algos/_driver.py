@@ -149,14 +149,14 @@ class GradientDriver:
         return self.plan.by_group([found[i] for i in range(len(found))])
 
     def _of_windows(self, theta, weights, values, traces, sequences, scales) -> Any:
-        """Each window is differentiated as a whole. A fold of several sees steps, with a signal where a window begins."""
+        """Each window is differentiated as a whole. A fold of several sees steps, with signals where a window begins."""
         plan, K, leaves = self.plan, self.length.window, self._leaves_of(theta)
         assert K is not None
         if len(scales) <= K:
-            direct, entry, recorded, losses, aux, values = self._of_window(
+            direct, entry, tape, b, losses, aux, values = self._of_window(
                 theta, weights, values, traces, sequences, scales
             )
-            window = Window(*recorded, {}, scales)
+            window = Window(tape, b, {}, scales)
             d_weights, past, traces = fold(plan, window, traces, weights, leaves, entry)
             if past:
                 direct = self._add_leaves(direct, past)
@@ -164,13 +164,13 @@ class GradientDriver:
 
         def advance(carry, steps):
             values, total = carry
-            direct, entry, recorded, losses, aux, values = self._of_window(theta, weights, values, traces, *steps)
+            direct, entry, tape, b, losses, aux, values = self._of_window(theta, weights, values, traces, *steps)
             signals = jax.tree.map(lambda v: jnp.zeros((len(losses), *v.shape), v.dtype).at[0].set(v), entry)
-            return (values, jax.tree.map(jnp.add, total, direct)), (recorded, signals, losses, aux)
+            return (values, jax.tree.map(jnp.add, total, direct)), (tape, b, signals, losses, aux)
 
         start = (values, jax.tree.map(jnp.zeros_like, theta))
-        (values, direct), (recorded, signals, losses, aux) = scan_windows(advance, start, (sequences, scales), K)
-        d_weights, _, traces = fold(plan, Window(*recorded, signals, scales), traces, weights, leaves)
+        (values, direct), (tape, b, signals, losses, aux) = scan_windows(advance, start, (sequences, scales), K)
+        d_weights, _, traces = fold(plan, Window(tape, b, signals, scales), traces, weights, leaves)
         return (d_weights, direct), losses, aux, values, traces
 
     def _of_window(self, theta, weights, values, traces, sequences, scales) -> Any:
@@ -208,7 +208,7 @@ class GradientDriver:
         deltas = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), zeros.deltas)
         gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
         (direct, q, b), (losses, aux, tape, values) = gradient(theta, zeros.previous, deltas)
-        return direct, plan.signals(q, weights), (tape, b), losses, aux, values
+        return direct, plan.signals(q, weights), tape, b, losses, aux, values
 
 
 def _shifted(value: Any, delta: Any) -> Any:
