@@ -149,7 +149,7 @@ class GradientDriver:
         return self.plan.by_group([found[i] for i in range(len(found))])
 
     def _of_windows(self, theta, weights, values, traces, sequences, scales) -> Any:
-        """Each window is differentiated as a whole. A fold of several sees steps, with signals where a window begins."""
+        """Each window is differentiated as a whole. A fold of several sees steps, with signals where one begins."""
         plan, K, leaves = self.plan, self.length.window, self._leaves_of(theta)
         assert K is not None
         if len(scales) <= K:
