@@ -52,26 +52,26 @@ def trained(kind, T, sizes, options):
     return learner, (learner.etraces.value, [s.value for s in learner.param_states.values()]), history.losses
 
 
-def steps_of(learner, every=1):
-    return Waiting(learner.plan, learner.etraces.value, every).steps
+def steps_of(learner, T, every=1):
+    return Waiting(learner.plan, learner.etraces.value, every, T).steps
 
 
 @pytest.mark.parametrize(
-    ("kind", "T", "most", "options"),
+    ("kind", "T", "steps", "options"),
     [
         ("factored", 7, 4, {}),
-        ("states", 9, 4, {}),
+        ("states", 9, 3, {}),
         ("two uses", 5, 2, {"compile": {"vjp_method": "multi-step", "window": 1}}),
-        ("chain", 6, 4, {"mask": jnp.array([1.0, 0, 2, 0, 0, 1])}),
+        ("chain", 6, 3, {"mask": jnp.array([1.0, 0, 2, 0, 0, 1])}),
     ],
 )
-def test_training_as_without_waiting(kind, T, most, options, distance, monkeypatch):
+def test_training_as_without_waiting(kind, T, steps, options, distance, monkeypatch):
     learner, expected, losses = trained(kind, T, (3, 2, 5), options)
-    assert steps_of(learner) == 1
+    assert steps_of(learner, T) == 1
     monkeypatch.setattr(_rows, "_LEAST", 1)
     learner, found, waited = trained(kind, T, (3, 2, 5), options)
-    assert steps_of(learner) == most
-    assert steps_of(learner, every=2) == 2
+    assert steps_of(learner, T) == steps
+    assert steps_of(learner, T, every=2) == 2
     np.testing.assert_allclose(waited, losses, rtol=1e-5)
     assert distance(found, expected) < 1e-4
 
@@ -79,7 +79,7 @@ def test_training_as_without_waiting(kind, T, most, options, distance, monkeypat
 def test_no_step_waits_for_mapped_copies(monkeypatch):
     monkeypatch.setattr(_rows, "_LEAST", 1)
     learner = compile(Units("states", 2, 5), D_RTRL, jnp.zeros((3, 2)), batch_size=3, vmap=True)
-    assert steps_of(learner) == 1
+    assert steps_of(learner, 8) == 1
 
 
 @pytest.mark.parametrize(("kind", "states", "T"), [("factored", 1, 5), ("states", 2, 8)])

@@ -222,7 +222,7 @@ class Training(SequenceDrivers):
 
         def make():
             every = min(update_every, T)
-            waiting = Waiting(self.plan, self.etraces.value, every)
+            waiting = Waiting(self.plan, self.etraces.value, every, T)
             driver = GradientDriver(self, step_fn, has_aux, length, sequences, bar, waiting.plan, lasting=every)
             return TrainingDriver(driver, waiting, rule, every, reduction == "mean", masked, tuple(callbacks))
 

@@ -28,6 +28,8 @@ class Waiting:
         Its traces; only shapes, dtypes and sharding matter.
     every : int
         Steps between two updates of the weights.
+    T : int
+        Steps in all: R is chosen so that it divides them, if it may, for a rest is compiled for itself.
 
     Attributes
     ----------
@@ -37,11 +39,13 @@ class Waiting:
         R, or `every` where no trace waits.
     """
 
-    def __init__(self, plan: Plan, traces: Any, every: int):
+    def __init__(self, plan: Plan, traces: Any, every: int, T: int):
         most = {}
         if every == 1 and type(plan.carry) is TraceCarry and plan.batch is None:
             most = {key: _most_steps(plan, uses, traces[key]) for key, uses in plan.traces.items()}
-        self.steps = min((steps for steps in most.values() if steps > 1), default=every)
+        waiting = [steps for steps in most.values() if steps > 1]
+        R = min(waiting, default=every)
+        self.steps = next((r for r in range(R, R // 2, -1) if T % r == 0), R) if waiting else every
 
         def rule(c: Coupling) -> TraceRule:
             waits = most.get(c.trace, 1) > 1
