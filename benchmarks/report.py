@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from .regimes import BASE, Regime
+from .regimes import BASE, SIDES, Regime
 
 HEADER = (
     "problem",
@@ -126,12 +126,17 @@ def _time_figure(report: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     names = list(dict.fromkeys(n for r in results for n, facts in r["sides"].items() if "ratio" in facts and n != BASE))
     figure, axes = plt.subplots(figsize=(2 + 1.3 * len(results), 4.5), layout="constrained")
     width = 0.8 / max(len(names), 1)
+    ours = {side.name: side.counterpart for side in SIDES if side.counterpart in names}
+    own = [name for name in names if name not in ours]
     for k, name in enumerate(names):
+        shade = {"color": f"C{own.index(ours.get(name, name))}"}
+        if name in ours:  # the other library's side, in the colour of ours
+            shade |= {"hatch": "////", "edgecolor": "white"}
         at = [i for i, r in enumerate(results) if "ratio" in r["sides"].get(name, {})]
         facts = [results[i]["sides"][name] for i in at]
         heights = [f["ratio"] for f in facts]
         errors = [[abs(h - f["ratio_quartiles"][e]) for h, f in zip(heights, facts, strict=True)] for e in (0, 1)]
-        axes.bar([i + (k - len(names) / 2 + 0.5) * width for i in at], heights, width, yerr=errors, label=name)
+        axes.bar([i + (k - len(names) / 2 + 0.5) * width for i in at], heights, width, yerr=errors, label=name, **shade)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(yscale="log", ylabel=f"time per step / {BASE}, lower is better")
     labels = [str(Regime(**r["regime"])).replace(" ", "\n") for r in results]
@@ -146,6 +151,7 @@ def _scaling_figure(
     lines: dict[tuple[str, str], dict[str, list[tuple[int, float]]]], path: pathlib.Path
 ) -> pathlib.Path:
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     long = {k: by_side for k, by_side in lines.items() if max(map(len, by_side.values())) > 2}
     figure, axes = plt.subplots(
@@ -160,6 +166,8 @@ def _scaling_figure(
         panel.minorticks_off()
         panel.axhline(1, color="black", linewidth=0.8)
         panel.set_title(rest, fontsize=9)
+    axes[0, 0].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+    axes[0, 0].yaxis.set_major_formatter("{x:g}")
     axes[0, 0].set_ylabel(f"time per step / {BASE}, lower is better")
     axes[0, 0].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
