@@ -129,7 +129,7 @@ def _time_figure(report: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     ours = {side.name: side.counterpart for side in SIDES if side.counterpart in names}
     own = [name for name in names if name not in ours]
     for k, name in enumerate(names):
-        shade = {"color": f"C{own.index(ours.get(name, name))}"}
+        shade: dict[str, Any] = {"color": f"C{own.index(ours.get(name, name))}"}
         if name in ours:  # the other library's side, in the colour of ours
             shade |= {"hatch": "////", "edgecolor": "white"}
         at = [i for i, r in enumerate(results) if "ratio" in r["sides"].get(name, {})]
