@@ -34,6 +34,7 @@ CELLS = {
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "d_rtrl": {},
+    "d_rtrl, window 1": {"vjp_method": "multi-step", "window": 1},
     "d_rtrl, window 4": {"vjp_method": "multi-step", "window": 4},
     "d_rtrl, window T": {"vjp_method": "multi-step", "window": T},
     "eprop": {},
