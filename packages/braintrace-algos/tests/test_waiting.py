@@ -38,11 +38,29 @@ class Units(brainstate.nn.Module):
         return jnp.tanh(self.v.value) @ self.out.value
 
 
+class Phases(brainstate.nn.Module):
+    """Two real states that a complex operation drives."""
+
+    def __init__(self, kind, inputs, units):
+        super().__init__()
+        re, im = (0.5 * jax.random.normal(jax.random.key(k), (inputs, units)) for k in (0, 1))
+        self.units, self.w = units, brainstate.ParamState(jax.lax.complex(re, im))
+
+    def init_state(self, batch_size=None):
+        self.a, self.b = (brainstate.HiddenState(jnp.zeros((batch_size, self.units))) for _ in range(2))
+
+    def update(self, x):
+        y, a, b = matmul(x.astype(self.w.value.dtype), self.w.value), self.a.value, self.b.value
+        self.a.value = 0.8 * jnp.tanh(a) + 0.3 * b + y.real
+        self.b.value = 0.7 * b - 0.2 * jnp.sin(a) + y.imag
+        return self.a.value + self.b.value
+
+
 def trained(kind, T, sizes, options):
     """A learner, the traces and parameters that `etrace_train` leaves, and the losses of the steps."""
     B, inputs, units = sizes
     xs, ys = (jax.random.normal(jax.random.key(k), (T, B, n)) for k, n in ((2, inputs), (3, units)))
-    model = Units(kind, inputs, units)
+    model = (Phases if kind == "complex" else Units)(kind, inputs, units)
     learner = compile(model, D_RTRL, xs[0], batch_size=B, **options.get("compile", {}))
 
     def step(x, y):
@@ -62,6 +80,7 @@ def steps_of(learner, T, every=1):
         ("factored", 7, 4, {}),
         ("states", 9, 3, {}),
         ("two uses", 5, 2, {"compile": {"vjp_method": "multi-step", "window": 1}}),
+        ("complex", 7, 4, {}),
         ("chain", 6, 3, {"mask": jnp.array([1.0, 0, 2, 0, 0, 1])}),
     ],
 )

@@ -25,7 +25,7 @@ class MemoryReport(NamedTuple):
     tape_per_step : int
         Bytes that one time step leaves until its window is folded.
     fold : int
-        Steps in a window.
+        Steps folded at once, one multi-step window or several.
     reason : str
         Why so many.
     """
@@ -41,7 +41,7 @@ class MemoryReport(NamedTuple):
 
     @property
     def tape(self) -> int:
-        """Bytes of the tape of one window."""
+        """Bytes of the tape of so many steps."""
         return self.fold * self.tape_per_step
 
     @property

@@ -196,7 +196,7 @@ class TraceCarry(Carry):
         """The steps that are kept by traces, by use of the weight: inputs (R, *x), and what outputs receive (R, *y)."""
         for key, uses in plan.traces.items():
             if isinstance(rule := uses[0].rule, (TruncatedTraceRule, WaitingTraceRule)):
-                xs, sent = rule.sent(carry[key], spread(uses[0].feed, signals[uses[0].group], 1))
+                xs, sent = rule.sent(carry[key], _signal_of(uses[0], carry[key], signals))
                 for i, use in enumerate(uses):
                     yield use, xs[i], collect(use.feed, sent[i], plan.operations[use.operation].y_var.aval.shape)
 
