@@ -337,3 +337,37 @@ def test_what_cannot_be_meant_is_refused():
         compile(Chain("matmul"), "rtrl", xs[0], batch_size=B, carry="truncate")
     with pytest.raises(LearnerError, match="steps"):
         Truncate(0)
+
+
+class Phases(brainstate.nn.Module):
+    """Two real states that a complex operation drives."""
+
+    def __init__(self):
+        super().__init__()
+        re, im = (0.5 * jax.random.normal(jax.random.key(k), (6, 12)) for k in (0, 1))
+        self.w = brainstate.ParamState(jax.lax.complex(re, im))
+
+    def init_state(self, batch_size=None):
+        self.a, self.b = (brainstate.HiddenState(jnp.zeros((batch_size, 12))) for _ in range(2))
+
+    def update(self, x):
+        y, a, b = matmul(x.astype(self.w.value.dtype), self.w.value), self.a.value, self.b.value
+        self.a.value = 0.8 * jnp.tanh(a) + 0.3 * b + y.real
+        self.b.value = 0.7 * b - 0.2 * jnp.sin(a) + y.imag
+        return self.a.value + self.b.value
+
+
+def test_kept_steps_of_a_complex_operation():
+    """Two steps that are kept, and are all there were, give the gradient of the whole trace."""
+    xs = jax.random.normal(jax.random.key(2), (4, 3, 6))
+    found = []
+    for carry in ("trace", Truncate(2)):
+        learner = compile(Phases(), D_RTRL, xs[0], batch_size=3, carry=carry)
+
+        def step(x, learner=learner):
+            return (learner(x) ** 2).sum()
+
+        learner.etrace_grad(xs[:2], step_fn=step)
+        found.append(learner.etrace_grad(xs[2:], step_fn=step)["w",])
+    assert learner.truncation
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-4)
