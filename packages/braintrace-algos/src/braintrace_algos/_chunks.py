@@ -10,8 +10,9 @@ from ._driver import scan_windows
 from ._errors import LearnerError
 from ._functional import StatefulProgram
 from ._once import final
+from ._outside import Untouched, refuse_reads, warn_of_foreign_parameters
 from ._progress import Progress
-from ._recording import weighing
+from ._recording import WindowCall, window_call
 
 
 class ChunkDriver:
@@ -44,14 +45,21 @@ class ChunkDriver:
 
         def of_length(K: int) -> StatefulProgram:
             def losses(window: Any, scales: Any) -> Any:
-                with weighing(learner, scales):
+                untouched = Untouched(learner.plan) if learner.plan.carry.remembers else None
+                with window_call(learner, WindowCall(scales, untouched)):
                     out = step_fn(*window)
+                if untouched is not None:
+                    untouched.require()
                 losses, aux = out if has_aux else (out, None)
                 _check_losses(losses, K)
                 return losses, aux
 
             examples = jax.tree.map(lambda v: v[:K], sequences), jnp.ones(K)
-            return StatefulProgram(losses, dict(learner.param_states), *examples)
+            program = StatefulProgram(losses, dict(learner.param_states), *examples)
+            if learner.plan.carry.remembers:
+                refuse_reads(learner.plan, program)
+            warn_of_foreign_parameters(program)
+            return program
 
         self.programs = {K: of_length(K) for K in {min(length, T), T % length} if K}
         # Values travel in the order in which the states are met: by identity, each run would make another program.

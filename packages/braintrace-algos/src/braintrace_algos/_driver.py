@@ -12,6 +12,7 @@ from ._fold_length import FoldLength
 from ._fold_types import Window
 from ._functional import StatefulProgram
 from ._once import final
+from ._outside import Entry, reads_past, warn_of_foreign_parameters
 from ._plan import Operands, Perturbations, Plan
 from ._progress import Progress
 from ._recording import recording
@@ -57,16 +58,26 @@ class GradientDriver:
         loop = length.window or length.steps
         steps = loop if (T if lasting is None else lasting) > 1 else 0
 
-        def recorded(weights: Operands, perturbations: Perturbations, slices: Any) -> Any:
-            with recording(learner, self.plan, weights, perturbations, steps) as record:
+        def recorded(weights: Operands, perturbations: Perturbations, slices: Any, entry: list[Any] | None) -> Any:
+            begin = None if entry is None else Entry(self.plan, entry)
+            with recording(learner, self.plan, weights, perturbations, steps, begin) as record:
                 out = step_fn(*slices)
             loss, aux = check_loss(out, has_aux, len(record.tape))
-            return loss, aux, record.tape[0]
+            if begin is not None:
+                begin.untouched.require()
+            return loss, aux, record.tape[0], () if begin is None else begin.args
 
         plan = self.plan
         example = jax.tree.map(lambda s: s[0], sequences)
         weights = plan.weights(plan.parameter_leaves())
-        self.step = StatefulProgram(recorded, dict(learner.param_states), weights, plan.zero_perturbations(), example)
+        hidden = [s.state for s in plan.graph.module_info.hidden]
+        entry = [state.value for state in hidden] if plan.carry.remembers else None
+        zeros = plan.zero_perturbations()
+        self.step = StatefulProgram(recorded, dict(learner.param_states), weights, zeros, example, entry)
+        number = {id(state): i for i, state in enumerate(hidden)}
+        self.positions = [number.get(id(state)) for state in self.step.others]
+        self.reads_past = entry is not None and reads_past(plan, self.step)
+        warn_of_foreign_parameters(self.step)
         self.run = jax.jit(self.gradient)
 
     def fits(self) -> bool:
@@ -118,7 +129,10 @@ class GradientDriver:
         return {**theta, **added}
 
     def _loss(self, theta, weights, perturbations, values, slices, scale) -> Any:
-        (loss, aux, tape), values = self.step(theta, values, weights, perturbations, slices)
+        entry = self._hidden(values) if self.plan.carry.remembers else None
+        if self.reads_past:  # beside the step, which has perturbations of its own
+            values = self._perturbed(values, perturbations.previous)
+        (loss, aux, tape, _), values = self.step(theta, values, weights, perturbations, slices, entry)
         return loss * scale.astype(loss.dtype), (loss, aux, tape, values)
 
     def _of_steps(self, theta, weights, values, traces, sequences, scales) -> Any:
@@ -143,10 +157,15 @@ class GradientDriver:
         d_weights, _, traces = fold(plan, window, traces, weights, self._leaves_of(theta))
         return (d_weights, direct), losses, aux, values, traces
 
-    def _hidden_by_group(self, positions: list[int | None], values: Values) -> dict[int, Any]:
-        """The hidden states among `values`, by group."""
-        found = {at: jax.tree.leaves(v)[0] for at, v in zip(positions, values, strict=True) if at is not None}
-        return self.plan.by_group([found[i] for i in range(len(found))])
+    def _hidden(self, values: Values) -> list[Any]:
+        """The hidden states among `values`, in the order of the model."""
+        found = {at: v for at, v in zip(self.positions, values, strict=True) if at is not None}
+        return [found[i] for i in range(len(found))]
+
+    def _perturbed(self, values: Values, deltas: list[Any]) -> Values:
+        """`values`, the hidden states among them plus plain arrays."""
+        pairs = zip(self.positions, values, strict=True)
+        return [v if at is None else jax.tree.map(lambda leaf, d=deltas[at]: leaf + d, v) for at, v in pairs]
 
     def _of_windows(self, theta, weights, values, traces, sequences, scales) -> Any:
         """Each window is differentiated as a whole. A fold of several sees steps, with signals where one begins."""
@@ -180,16 +199,11 @@ class GradientDriver:
         would depend on where it begins.
         """
         plan = self.plan
-        K = scales.shape[0]
-        hidden = {id(s.state): i for i, s in enumerate(plan.graph.module_info.hidden)}
-        positions = [hidden.get(id(s)) for s in self.step.others]
-
+        K, positions = scales.shape[0], self.positions
         zeros = plan.zero_perturbations()
 
         def loss(theta, entry, deltas):
-            perturbed = [
-                value if at is None else _shifted(value, entry[at]) for at, value in zip(positions, values, strict=True)
-            ]
+            perturbed = self._perturbed(values, entry)
 
             def step(values, inputs):
                 slices, scale, deltas = inputs
@@ -202,18 +216,14 @@ class GradientDriver:
                 return values, (scaled, value, aux, tape)
 
             new, (scaled, losses, aux, tape) = plan.scan(K)(step, perturbed, (sequences, scales, deltas))
-            ahead = plan.carry.beyond(plan, traces, self._hidden_by_group(positions, new))
+            at_exit = [jax.tree.leaves(v)[0] for v in self._hidden(new)]
+            ahead = plan.carry.beyond(plan, traces, plan.by_group(at_exit))
             return scaled.sum() + ahead, (losses, aux, tape, new)
 
         deltas = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), zeros.deltas)
         gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
         (direct, q, b), (losses, aux, tape, values) = gradient(theta, zeros.previous, deltas)
         return direct, plan.signals(q, weights), tape, b, losses, aux, values
-
-
-def _shifted(value: Any, delta: Any) -> Any:
-    """A hidden state's value, of one array with or without a unit, plus a plain array."""
-    return jax.tree.map(lambda leaf: leaf + delta, value)
 
 
 def scan_windows(

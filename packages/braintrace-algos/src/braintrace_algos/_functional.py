@@ -2,18 +2,35 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import brainstate
 import jax
 import jax.numpy as jnp
 
-from braintrace_primitives._jax_compat import eval_jaxpr, make_jaxpr_without_consts
+from braintrace_primitives._jax_compat import Jaxpr, eval_jaxpr, make_jaxpr_without_consts
+
+
+class Traced(NamedTuple):
+    """What a stateful function does.
+
+    Attributes
+    ----------
+    program : Jaxpr
+    outputs : list of lists
+        The variables of each part of its output.
+    states : list of lists
+        Those of each state's value before.
+    """
+
+    program: Jaxpr
+    outputs: list[list[Any]]
+    states: list[list[Any]]
 
 
 def purify(
     function: Callable[..., Any], *args: Any
-) -> tuple[Callable[..., tuple[Any, list[Any]]], tuple[brainstate.State, ...], tuple[bool, ...]]:
+) -> tuple[Callable[..., tuple[Any, list[Any]]], tuple[brainstate.State, ...], tuple[bool, ...], Traced]:
     """Trace a stateful function once.
 
     Parameters
@@ -30,6 +47,7 @@ def purify(
         The states that the function touches.
     tuple of bool
         Which of them it writes.
+    Traced
     """
     stateful = brainstate.transform.StatefulFunction(function, return_only_write=False, name="braintrace")
     try:
@@ -51,7 +69,11 @@ def purify(
         output, new = jax.tree.unflatten(tree, leaves)
         return output, list(new)
 
-    return pure, states, tuple(id(state) in written for state in states)
+    inputs, outputs = iter(program.invars[len(consts) + len(jax.tree.leaves(args)) :]), iter(program.outvars)
+    of_outputs = [[next(outputs) for _ in range(part.num_leaves)] for part in tree.children()[0].children()]
+    of_states = [[next(inputs) for _ in jax.tree.leaves(state.value)] for state in states]
+    traced = Traced(program, of_outputs, of_states)
+    return pure, states, tuple(id(state) in written for state in states), traced
 
 
 class StatefulProgram:
@@ -68,16 +90,19 @@ class StatefulProgram:
     Attributes
     ----------
     parameters : dict
+    traced : Traced
+    states : tuple of brainstate.State
+        That the function touches.
     others : list of brainstate.State
-        The states, parameters excepted, that the function touches.
+        Those of them that are no parameters.
     """
 
     def __init__(self, function: Callable[..., Any], parameters: dict[Any, brainstate.State], *args: Any):
-        self._pure, self._states, _ = purify(function, *args)
+        self._pure, self.states, _, self.traced = purify(function, *args)
         self.parameters = parameters
         path_of = {id(state): path for path, state in parameters.items()}
-        self._paths = [path_of.get(id(s)) for s in self._states]
-        self.others = [s for s, path in zip(self._states, self._paths, strict=True) if path is None]
+        self._paths = [path_of.get(id(s)) for s in self.states]
+        self.others = [s for s, path in zip(self.states, self._paths, strict=True) if path is None]
         self._shapes = self._present_shapes()
 
     def __call__(self, theta: dict[Any, Any], values: Sequence[Any], *args: Any) -> tuple[Any, list[Any]]:
@@ -100,7 +125,7 @@ class StatefulProgram:
         return self._shapes == self._present_shapes()
 
     def _present_shapes(self) -> Any:
-        return [_shapes(*jax.tree.flatten(state.value)) for state in self._states]
+        return [_shapes(*jax.tree.flatten(state.value)) for state in self.states]
 
 
 def _shapes(leaves: list[Any], tree: Any) -> Any:
@@ -129,7 +154,7 @@ class CompiledCall:
 
     def __call__(self, *args: Any) -> Any:
         if not self._states:
-            self._traced, self._states, written = purify(self._function, *args)
+            self._traced, self._states, written, _ = purify(self._function, *args)
             self._written = list(itertools.compress(self._states, written))
         out, new = self._run([state.value for state in self._states], args)
         for state, value in zip(self._written, new, strict=True):
@@ -140,7 +165,7 @@ class CompiledCall:
         """Traced anew for each combination of shapes, dtypes and settings: what was traced serves the first one."""
         traced, self._traced = self._traced, None
         if traced is None:
-            traced, _, _ = purify(self._function, *args)
+            traced, *_ = purify(self._function, *args)
         out, new = traced(values, *args)
         written = {id(state) for state in self._written}
         return out, [value for state, value in zip(self._states, new, strict=True) if id(state) in written]

@@ -48,7 +48,8 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     ``brainstate.transform.grad`` the parameters get the online gradient of that step: the exact derivative at fixed
     h^{t-1}, plus q · ε from the past. What it holds fixed a second derivative would leave out, so that one is refused.
     What stands before the learner, such as an encoder of its input, gets the credit of the same call alone: for more,
-    make it part of the model.
+    make it part of the model. Hidden states that are read before a call are constants to its derivative (`etrace_grad`
+    follows what its losses read), and traces do not see what is written to hidden states between calls.
 
     Parameters
     ----------
@@ -270,6 +271,8 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         for info, values in zip(self.plan.states, result.states, strict=True):
             if info.kind is not StateKind.PARAMETER:
                 info.state.value = jax.tree.unflatten(info.treedef, values)
+        if record is not None and record.entry is not None:
+            record.entry.untouched.renew()
         self.running_index.value = self.running_index.value + 1
         return jax.tree.unflatten(self.graph.module_info.out_tree, result.outputs)
 
@@ -298,6 +301,10 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         return result
 
     def _recorded_step(self, record: Recording, leaves: list[Any]) -> StepResult:
-        result = run_step(record.plan, leaves, self._state_leaves(), record.weights, record.perturbations, record.steps)
+        record.require_direct()
+        states, entry = self._state_leaves(), record.entry
+        if entry is not None:
+            states = entry.enter(leaves, states)
+        result = run_step(record.plan, leaves, states, record.weights, record.perturbations, record.steps)
         record.tape.append(record.plan.carry.observe(record.plan, result))
         return result

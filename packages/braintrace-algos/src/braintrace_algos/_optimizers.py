@@ -106,7 +106,7 @@ class StatefulRule(UpdateRule):
         if getattr(optimizer, "opt_state", None) is None:
             optimizer.register_trainable_weights(parameters)
         path_of = {id(state): path for path, state in parameters.items()}
-        update, states, _ = purify(optimizer.update, {path: s.value for path, s in parameters.items()})
+        update, states, *_ = purify(optimizer.update, {path: s.value for path, s in parameters.items()})
         self._update, self._slots = update, [path_of.get(id(state)) for state in states]
         self.states = tuple(s for s, path in zip(states, self._slots, strict=True) if path is None)
 

@@ -8,8 +8,12 @@ carry needs to know of it.
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+from braintrace_primitives._jax_compat import trace_state
+
+from ._errors import LearnerError
+from ._outside import Entry, Untouched
 from ._plan import Operands, Perturbations, Plan
 
 
@@ -22,14 +26,35 @@ class Recording:
         Calls of other learners are not recorded.
     plan, weights, perturbations, steps
         What the step is run with; see `run_step`.
+    entry : Entry or None
+        The hidden states that the step starts from; None where it starts from what they are.
     tape : list
         What the carry observed, one entry for each call.
     """
 
-    def __init__(self, learner: Any, plan: Plan, weights: Operands, perturbations: Perturbations, steps: int):
+    def __init__(
+        self,
+        learner: Any,
+        plan: Plan,
+        weights: Operands,
+        perturbations: Perturbations,
+        steps: int,
+        entry: Entry | None,
+    ):
         self.learner, self.plan, self.weights, self.perturbations = learner, plan, weights, perturbations
-        self.steps = steps
+        self.steps, self.entry, self._trace = steps, entry, trace_state()
         self.tape: list[Any] = []
+
+    def require_direct(self) -> None:
+        """Refuse a call from inside of a transformation, of which nothing could be seen from here."""
+        if trace_state() != self._trace:
+            raise LearnerError(
+                "step_fn calls the learner from inside of a JAX transformation.",
+                where="step_fn",
+                found="a call under jit, vmap, checkpoint, a loop, or the like",
+                expected="a direct call of the learner; the driver compiles step_fn, and maps nothing",
+                fix="take the transformation off; map a model over a batch by compile(..., batch_size=B, vmap=True)",
+            )
 
 
 _active: contextvars.ContextVar[Recording | None] = contextvars.ContextVar("braintrace_recording", default=None)
@@ -37,10 +62,10 @@ _active: contextvars.ContextVar[Recording | None] = contextvars.ContextVar("brai
 
 @contextlib.contextmanager
 def recording(
-    learner: Any, plan: Plan, weights: Operands, perturbations: Perturbations, steps: int
+    learner: Any, plan: Plan, weights: Operands, perturbations: Perturbations, steps: int, entry: Entry | None = None
 ) -> Iterator[Recording]:
     """Record the calls of `learner` inside the block."""
-    record = Recording(learner, plan, weights, perturbations, steps)
+    record = Recording(learner, plan, weights, perturbations, steps, entry)
     token = _active.set(record)
     try:
         yield record
@@ -48,23 +73,39 @@ def recording(
         _active.reset(token)
 
 
-_weighed: contextvars.ContextVar[tuple[Any, Any]] = contextvars.ContextVar("braintrace_weighed", default=(None, None))
+class WindowCall(NamedTuple):
+    """What a driver tells a window of a learner.
+
+    Attributes
+    ----------
+    scales : array, optional
+        Weights of its losses, for signals that do not come from these.
+    untouched : Untouched, optional
+    """
+
+    scales: Any = None
+    untouched: Untouched | None = None
+
+
+_window: contextvars.ContextVar[tuple[Any, WindowCall]] = contextvars.ContextVar(
+    "braintrace_window", default=(None, WindowCall())
+)
 
 
 @contextlib.contextmanager
-def weighing(learner: Any, scales: Any) -> Iterator[None]:
-    """Let windows of `learner` know the weights of their losses, for signals that do not come from these."""
-    token = _weighed.set((learner, scales))
+def window_call(learner: Any, call: WindowCall) -> Iterator[None]:
+    """Tell windows of `learner` what the driver around them knows."""
+    token = _window.set((learner, call))
     try:
         yield
     finally:
-        _weighed.reset(token)
+        _window.reset(token)
 
 
-def step_weights(learner: Any) -> Any:
-    """The weights of the losses of a window of `learner`, or None if they are not known."""
-    of, scales = _weighed.get()
-    return scales if of is learner else None
+def active_window_call(learner: Any) -> WindowCall:
+    """What is known of a window of `learner`."""
+    of, call = _window.get()
+    return call if of is learner else WindowCall()
 
 
 def active_recording(learner: Any) -> Recording | None:

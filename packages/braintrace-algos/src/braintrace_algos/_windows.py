@@ -15,7 +15,7 @@ from ._fold import fold, no_cotangent, signals_of_steps
 from ._fold_types import Window
 from ._once import final
 from ._plan import Plan
-from ._recording import active_recording, step_weights
+from ._recording import active_recording, active_window_call
 from ._sequence import sequence_length
 from ._step import run_step
 
@@ -52,12 +52,16 @@ def _window(learner: Any, *inputs: Any) -> Any:
     weights = plan.weights(theta)
     moving = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
     values = [jax.tree.leaves(s.state.value) for s in moving]
-    scale = step_weights(learner)
-    scale = jnp.ones(leaves[0].shape[0]) if scale is None else scale
+    call = active_window_call(learner)
+    if call.untouched is not None:
+        call.untouched.require()
+    scale = jnp.ones(leaves[0].shape[0]) if call.scales is None else call.scales
     (outputs, new), tape = run(theta, weights, stop(traces), stop(values), scale, leaves)
     learner.etraces.value = run.exit(stop(tape), stop(traces), stop(weights), stop(theta), scale)
     for info, of_state in zip(moving, new, strict=True):
         info.state.value = jax.tree.unflatten(info.treedef, of_state)
+    if call.untouched is not None:
+        call.untouched.renew()
     learner.running_index.value = learner.running_index.value + leaves[0].shape[0]
     return jax.tree.unflatten(learner.graph.module_info.out_tree, outputs)
 

@@ -151,6 +151,11 @@ with ThreadPoolExecutor(1) as _thread:  # this module may be imported inside a t
     _NO_TRACE = _thread.submit(_core.get_opaque_trace_state).result()
 
 
+def trace_state() -> Any:
+    """The JAX trace that the caller runs in, to compare with others."""
+    return _core.get_opaque_trace_state()
+
+
 def under_trace() -> bool:
     """Whether the caller runs inside a JAX trace (``jit``, ``scan``, ``vmap``, ``grad``, ...)."""
-    return _core.get_opaque_trace_state() != _NO_TRACE
+    return trace_state() != _NO_TRACE

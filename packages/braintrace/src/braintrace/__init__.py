@@ -90,6 +90,7 @@ from braintrace_compiler import find_hidden_groups_from_module as find_hidden_gr
 from braintrace_compiler import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo
 from braintrace_compiler import find_hidden_param_op_relations_from_module as find_hidden_param_op_relations_from_module
 from braintrace_compiler import goes_around as goes_around
+from braintrace_compiler import influence as influence
 from braintrace_compiler import is_data as is_data
 from braintrace_compiler import live_states as live_states
 from braintrace_compiler import outlasts_step as outlasts_step

@@ -23,6 +23,8 @@ class Carry:
     the past ends at the window, as in truncated backpropagation through time.
     """
 
+    remembers: ClassVar[bool] = False
+    """Whether derivatives of hidden states are carried from window to window, as they follow from the model's step."""
     every_group: ClassVar[bool] = False
     """Whether groups count that no marked operation drives."""
     every_state: ClassVar[bool] = True

@@ -62,6 +62,7 @@ class InfluenceCarry(Carry):
         Largest number of elements of C.
     """
 
+    remembers = True
     every_group = True
 
     def __init__(self, limit: int = LARGEST):

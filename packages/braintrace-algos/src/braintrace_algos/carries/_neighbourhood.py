@@ -66,6 +66,7 @@ class NeighbourhoodCarry(Carry):
         Largest number of influences to carry.
     """
 
+    remembers = True
     every_group = True
 
     def __init__(self, n: int, limit: int):

@@ -40,6 +40,7 @@ from ._recursion import Recursion, past_signals, state_signals
 class TraceCarry(Carry):
     """The carry of D-RTRL: e^t = D^t e^{t-1} + F^t ∂y/∂w, B · I · O · S numbers for a dense operation."""
 
+    remembers = True
     every_state = False
     factors: ClassVar[bool] = True
     """Whether D and F are those that the compiler proves constants of."""
