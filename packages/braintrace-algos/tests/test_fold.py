@@ -1,5 +1,7 @@
 """The fold against the trace written out step by step in NumPy."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,19 @@ from braintrace_algos import D_RTRL, compile
 from braintrace_algos._feeds import collect, spread
 from braintrace_algos._fold import fold
 from braintrace_algos._fold_types import Window
-from braintrace_algos._step import Derivatives
+from braintrace_algos._step import Tape
 from braintrace_algos.carries import _trace
 from braintrace_compiler import Feed, FeedKind, Known
 from braintrace_primitives import _rows
+
+
+class AsGiven(NamedTuple):
+    """In place of `LocalDerivatives`: a tape that holds the entries of D and F themselves."""
+
+    pattern: Any
+
+    def blocks(self, kept):
+        return kept
 
 
 @pytest.mark.parametrize("by_rows", [False, True])
@@ -36,13 +47,13 @@ def test_a_window_equals_its_steps(model, data, by_rows, monkeypatch):
 
     rows = tuple(tuple(D[:, s, r] for r in range(S)) for s in range(S))
     factors = {keys["w",]: tuple(F[:, s] for s in range(S)), keys["gain",]: (Known(0),) * S}
-    derivatives = Derivatives({0: rows}, factors, [None] * 3)
+    plan = plan._replace(local={0: AsGiven((rows, factors))})
     x_of = {("w",): x, ("gain",): None, ("out",): jnp.zeros((K, B, H))}
     b_of = {("w",): b, ("gain",): jnp.zeros((K, H)), ("out",): jnp.zeros((K, B, 2))}
     paths = [op.weight_path for op in plan.operations]
-    derivatives = derivatives._replace(x=tuple(x_of[p] for p in paths))
+    tape = Tape({0: (rows, factors)}, tuple(x_of[p] for p in paths))
     window = jax.tree.map(
-        lambda v: jnp.asarray(v, jnp.float32), Window(derivatives, [b_of[p] for p in paths], {0: q}, np.ones(K))
+        lambda v: jnp.asarray(v, jnp.float32), Window(tape, [b_of[p] for p in paths], {0: q}, np.ones(K))
     )
     traces = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), plan.carry.init(plan))
     traces[keys["w",]] = {"weight": jnp.asarray(e, jnp.float32), "bias": jnp.zeros((S, B, H))}
@@ -77,7 +88,8 @@ def test_states_that_none_reads_follow_from_the_last_step(model, data, mistaken,
     factors = {keys["w",]: tuple(F[:, s] for s in range(S)), keys["gain",]: (Known(0),) * S}
     x_of = {("w",): x, ("gain",): None, ("out",): jnp.zeros((K, B, H))}
     b_of = {("w",): jnp.zeros((K, B, H)), ("gain",): jnp.zeros((K, H)), ("out",): jnp.zeros((K, B, 2))}
-    tape = Derivatives({0: rows}, factors, tuple(x_of[p] for p in paths))
+    plan = plan._replace(local={0: AsGiven((rows, factors))})
+    tape = Tape({0: (rows, factors)}, tuple(x_of[p] for p in paths))
     window = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), Window(tape, [b_of[p] for p in paths], {}, np.ones(K)))
     traces = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), plan.carry.init(plan))
     traces[keys["w",]] = {"weight": jnp.asarray(e, jnp.float32), "bias": jnp.zeros((S, B, H))}

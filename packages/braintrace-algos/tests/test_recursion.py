@@ -38,9 +38,10 @@ def test_entries_are_those_of_the_product(kinds, asks):
     D = np.array([[dense for _, dense in row] for row in entries])
     q, l = rng.normal(size=(K, S, P)), rng.normal(size=(S, P))
     signals = (jnp.asarray(q, jnp.float32), jnp.asarray(l, jnp.float32)) if asks else None
-    recursion = Recursion(tuple(tuple(e for e, _ in row) for row in entries), signals, K, S, (P,), jnp.float32)
+    rows = tuple(tuple(e for e, _ in row) for row in entries)
+    recursion = Recursion(rows, (rows, jnp.zeros(K)), lambda step: step, signals, K, S, (P,), jnp.float32)
     with jax.disable_jit():
-        found, first = recursion.run(lambda M, _: M, None)
+        found, first = recursion.run(lambda M, _: M)
 
     M = np.concatenate([l[None] if asks else np.zeros((1, S, P)), np.eye(S)[:, :, None] * np.ones(P)])
     for t in reversed(range(K)):
@@ -60,7 +61,7 @@ def compare(rows, dense, t):
 def test_only_arrays_are_carried():
     """A current that leaks by a number, and a membrane that it drives: no array for the current by itself."""
     D = ((Known(0.8), Known(0)), (Known(0.8), jnp.ones((K, P))))
-    recursion = Recursion(D, None, K, 2, (P,), jnp.float32)
+    recursion = Recursion(D, (D, None), lambda step: step, None, K, 2, (P,), jnp.float32)
     assert (recursion.arrays(), recursion.rows_of_arrays()) == (2, 1)
-    _, M0 = recursion.run(lambda M, _: M, None)
+    _, M0 = recursion.run(lambda M, _: M)
     assert M0[1] == (Known(pytest.approx(0.8**K)), Known(0))

@@ -9,8 +9,8 @@ class Window(NamedTuple):
 
     Attributes
     ----------
-    tape : Derivatives
-        What the carry observed: D^t, F^t and x^t.
+    tape : pytree
+        What the carry observed of the steps.
     b : sequence
         Cotangent of each operation's output, dl^t/dy.
     signals : dict

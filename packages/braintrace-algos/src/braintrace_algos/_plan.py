@@ -1,7 +1,8 @@
 """What a learner needs of a compiled graph, laid out for execution."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import brainstate
@@ -106,6 +107,8 @@ class Plan(NamedTuple):
         Operation -> fixed weights by which signals pass it backwards.
     memories : tuple of LinearMemory
         What traced groups take in of the memory behind them; its states follow the live ones of a group.
+    local : dict
+        Traced group -> `LocalDerivatives`, where the carry has use for D and F.
     """
 
     graph: ETraceGraph
@@ -118,6 +121,7 @@ class Plan(NamedTuple):
     live: dict[int, tuple[int, ...]]
     feedback: dict[int, dict[str, Any]] | None = None
     memories: tuple[LinearMemory, ...] = ()
+    local: Mapping[int, Any] = MappingProxyType({})
 
     @property
     def operations(self) -> tuple[MarkedOperation, ...]:

@@ -1,15 +1,14 @@
-"""One step of a compiled model, and the local derivatives D and F of its groups."""
+"""One step of a compiled model, and what is kept of it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from braintrace_compiler import StateKind, differentiate
+from braintrace_compiler import StateKind
 
-from ._absorption import absorb
 from ._feedback import evaluate
-from ._plan import Coupling, Operands, Perturbations, Plan
+from ._plan import Operands, Perturbations, Plan
 
 
 class StepResult(NamedTuple):
@@ -85,56 +84,29 @@ def _is_parameter(state: Any) -> bool:
     return state.kind is StateKind.PARAMETER
 
 
-class Derivatives(NamedTuple):
-    """Local derivatives of one step.
+class Tape(NamedTuple):
+    """What a carry needs to know of a step.
 
     Attributes
     ----------
-    D : dict
-        Group -> S rows of S entries, for groups that remember; each an array (*positions), or a number that is known.
-    F : dict
-        Key of a coupling -> S entries, each an array (*elements) or a number.
+    kept : dict
+        Group -> what D and F are made of, see `LocalDerivatives`.
     x : Inputs
         Input of each operation, or None.
     """
 
-    D: dict[int, Any]
-    F: dict[str, Any]
+    kept: dict[int, list[Any]]
     x: Any
 
 
-def local_derivatives(plan: Plan, result: StepResult) -> Derivatives:
-    """D and F of every traced group, and the inputs of the operations."""
-    known = {v: jax.lax.stop_gradient(value) for v, value in result.observed.items()}
-    D: dict[int, Any] = {}
-    F: dict[str, Any] = {}
+def tape_of(plan: Plan, result: StepResult) -> Tape:
+    """What is kept of a step for D and F of every traced group, and the inputs of the operations."""
+    kept = {}
     for index in plan.traced:
-        transition = plan.transitions[index]
-        couplings = [c for c in plan.couplings if c.group == index]
-        d, f = _of_group(plan, index, couplings, known)
-        if transition.remembers or plan.memories_of(index):
-            D[index] = d
-        F.update(zip((c.key for c in couplings), f, strict=True))
-    return Derivatives(D, F, operation_inputs(plan, result))
-
-
-def _of_group(plan: Plan, index: int, couplings: Sequence[Coupling], known: dict[Any, Any]) -> tuple[Any, list[Any]]:
-    """D of a traced group and F of its couplings, with the rows of what the group takes in."""
-    transition, live, memories = plan.transitions[index], plan.live[index], plan.memories_of(index)
-    group = transition.group
-    h = group.split([known[v] for v in group.hidden_invars])
-    y = [known[v] for v in transition.y_vars]
-    feeds = [(c.slot, c.feed) for c in couplings]
-
-    def single(h, y, constants, taps):
-        D, F = differentiate(transition, feeds, live, [*h, *y, *constants])
-        for memory, tap in zip(memories, taps, strict=True):
-            D, F = absorb(memory, live, [slot for slot, _ in feeds], D, F, [*h, *y, *tap])
-        return D, F
-
-    constants = [known[v] for v in transition.constvars]
-    taps = [[known[v] for v in m.constvars] for m in memories]
-    return (single if plan.batch is None else jax.vmap(single))(h, y, constants, taps)
+        local = plan.local[index]
+        values = [jax.lax.stop_gradient(result.observed[v]) for v in local.variables]
+        kept[index] = (local.keep if plan.batch is None else jax.vmap(local.keep))(values)
+    return Tape(kept, operation_inputs(plan, result))
 
 
 @jax.tree_util.register_pytree_node_class

@@ -57,6 +57,8 @@ from ._module_info import ModuleInfo as ModuleInfo
 from ._module_info import StateInfo as StateInfo
 from ._module_info import StateKind as StateKind
 from ._module_info import extract_module_info as extract_module_info
+from ._narrow import NarrowCut as NarrowCut
+from ._narrow import narrow_cut as narrow_cut
 from ._operations import MarkedOperation as MarkedOperation
 from ._operations import trace_var_to_param as trace_var_to_param
 from ._perturbation import HiddenPerturbation as HiddenPerturbation

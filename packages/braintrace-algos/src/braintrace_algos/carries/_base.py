@@ -10,7 +10,7 @@ import numpy as np
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
-from braintrace_algos._step import Derivatives, StepResult, operation_inputs
+from braintrace_algos._step import StepResult, Tape, operation_inputs
 from braintrace_algos._truncation import CarryChoice, TruncatedTrace
 from braintrace_compiler import ETraceGraph, LinearMemory
 from braintrace_primitives._jax_compat import under_trace
@@ -66,7 +66,7 @@ class Carry:
 
     def observe(self, plan: Plan, result: StepResult) -> Any:
         """What to keep of a step on the tape."""
-        return Derivatives({}, {}, operation_inputs(plan, result))
+        return Tape({}, operation_inputs(plan, result))
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         """The carry of a model that has no past: zeros."""

@@ -10,28 +10,24 @@ from braintrace_algos._entries import Rows, is_zero, matrix, stacked
 from braintrace_algos._factored_rules import FactoredTraceRule, RecentStepsTraceRule, TruncatedTraceRule
 from braintrace_algos._feeds import feed_shape, spread
 from braintrace_algos._plan import Coupling, Operands, Plan
-from braintrace_algos._step import Derivatives
 from braintrace_compiler import Known
 
 from ._recursion import Recursion
 
 
-def received(
-    own: Sequence[Coupling], derivatives: Mapping[str, Any], recursion: Recursion
-) -> tuple[dict[str, tuple[Any, ...]], Rows]:
+def received(own: Sequence[Coupling], recursion: Recursion) -> tuple[dict[str, tuple[Any, ...]], Rows]:
     """M^t F^t at the elements of each coupling of a group, S + 1 entries (K, *elements), and M^0.
 
     They are made inside the recursion or after it, whichever keeps fewer arrays.
     """
-    F = {c.key: derivatives[c.key] for c in own}
 
     def through(M, F):
         return {c.key: tuple(_through_F(c, row, F[c.key], len(recursion.positions)) for row in M) for c in own}
 
     if len(own) * recursion.rows_of_arrays() <= recursion.arrays():
-        return recursion.run(through, F)
-    M, M0 = recursion.run(lambda M, _: M, None)
-    return jax.vmap(through)(M, F), M0
+        return recursion.run(through)
+    M, M0 = recursion.run(lambda M, _: M)
+    return jax.vmap(lambda M, step: through(M, recursion.blocks(step)[1]))(M, recursion.steps), M0
 
 
 def _through_F(c: Coupling, row: Sequence[Any], F: Sequence[Any], axes: int) -> Any:
@@ -90,7 +86,7 @@ def read_states(own: Sequence[Coupling], D: Rows | None, K: int) -> tuple[int, .
 
 
 def exits_in_two(
-    plan: Plan, index: int, read: Sequence[int], tape: Derivatives, carry: Any, K: int, weights: Operands
+    plan: Plan, index: int, read: Sequence[int], kept: Any, x: Any, carry: Any, K: int, weights: Operands
 ) -> dict[str, Any]:
     """The traces into a group at the exit of a window, where some states are read by none.
 
@@ -100,7 +96,7 @@ def exits_in_two(
     group = plan.transitions[index].group
     own = {key: uses for key, uses in plan.traces.items() if uses[0].group == index}
     couplings = [c for uses in own.values() for c in uses]
-    D, F = tape.D[index], tape.F
+    D, F = jax.vmap(plan.local[index].blocks)(kept)
 
     def entries(row: Sequence[Any], steps: Any) -> tuple[Any, ...]:
         return tuple(entry if isinstance(entry, Known) else entry[steps] for entry in row)
@@ -108,11 +104,12 @@ def exits_in_two(
     before, last = slice(-1), slice(-1, None)
     D_before = tuple(entries([D[s][r] for r in read], before) for s in read)
     F_before = {c.key: entries([F[c.key][s] for s in read], before) for c in couplings}
-    recursion = Recursion(D_before, None, K - 1, len(read), group.varshape, group.dtype)
-    R, M0 = received(couplings, F_before, recursion)
+    steps = D_before, F_before
+    recursion = Recursion(D_before, steps, lambda step: step, None, K - 1, len(read), group.varshape, group.dtype)
+    R, M0 = received(couplings, recursion)
     P_before = matrix(M0[1:], group.varshape, group.dtype)
     P_last = matrix([entries([row[r] for r in read], -1) for row in D], group.varshape, group.dtype)
-    x_before, x_last = ([None if v is None else v[steps] for v in tape.x] for steps in (before, last))
+    x_before, x_last = ([None if v is None else v[part] for v in x] for part in (before, last))
     exits = {}
     for key, uses in own.items():
         PF_before, PF_last = {}, {}

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from braintrace_algos._entries import stacked
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
+from braintrace_algos._local import blocks_of, derivatives_of, with_local
 from braintrace_algos._plan import Coupling, Operands, Plan
-from braintrace_algos._step import Derivatives, StepResult, local_derivatives
+from braintrace_algos._step import StepResult, Tape, tape_of
 from braintrace_primitives._trace_rule import over_states
 
 from ._base import Carry
@@ -44,8 +45,11 @@ class FactoredCarry(Carry):
         self.decay_x, self.decay_f, self.gain_f, self.normalise = decay_x, decay_f, gain_f, normalise
         self.exact = TraceCarry()
 
-    def observe(self, plan: Plan, result: StepResult) -> Derivatives:
-        return local_derivatives(plan, result)
+    def prepare(self, plan: Plan) -> Plan:
+        return with_local(plan, derivatives_of)
+
+    def observe(self, plan: Plan, result: StepResult) -> Tape:
+        return tape_of(plan, result)
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         x, f = {}, {}
@@ -100,47 +104,47 @@ class FactoredCarry(Carry):
                 total[c.operation][name] = total[c.operation].get(name, 0) + value
         return total
 
-    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
+    def advance(self, plan: Plan, tape: Tape, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         trace = self.exact.advance(_without_factored(plan), tape, carry["trace"], weights, theta)
-        x, f = self._filtered(plan, tape, carry["x"]), self._followed(_factored(plan), tape, carry["f"])
+        x, f = self._filtered(plan, tape, carry["x"]), self._followed(plan, _factored(plan), tape, carry["f"])
         return {"x": x, "f": f, "steps": carry["steps"] + 1, "trace": trace}
 
     def _over_window(self, plan: Plan, window: Window, carry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The factors after each step of a window, and after the last."""
-        tape: Derivatives = window.tape
-        lasting = [c for c in _factored(plan) if self._lasts(c, tape)]
-        fresh = [c for c in _factored(plan) if not self._lasts(c, tape)]
+        lasting = [c for c in _factored(plan) if self._lasts(plan, c)]
+        fresh = [c for c in _factored(plan) if not self._lasts(plan, c)]
 
         def step(factors, tape):
-            new = {"x": self._filtered(plan, tape, factors["x"]), "f": self._followed(lasting, tape, factors["f"])}
-            return new, new
+            x, f = self._filtered(plan, tape, factors["x"]), self._followed(plan, lasting, tape, factors["f"])
+            return {"x": x, "f": f}, {"x": x, "f": f}
 
         start = {"x": carry["x"], "f": {c.key: carry["f"][c.key] for c in lasting}}
-        end, history = jax.lax.scan(step, start, tape)
+        end, history = jax.lax.scan(step, start, window.tape)
         if fresh:  # all steps at once, as none waits for the one before
-            f = jax.vmap(lambda tape: self._followed(fresh, tape, carry["f"]))(tape)
+            f = jax.vmap(lambda tape: self._followed(plan, fresh, tape, carry["f"]))(window.tape)
             history["f"] |= f
             end["f"] |= {key: value[-1] for key, value in f.items()}
         steps = carry["steps"] + jnp.arange(1, len(window.scale) + 1, dtype=jnp.int32)
         return {**history, "steps": steps}, {**end, "steps": steps[-1]}
 
-    def _lasts(self, c: Coupling, tape: Derivatives) -> bool:
+    def _lasts(self, plan: Plan, c: Coupling) -> bool:
         """Whether e_f knows of earlier steps."""
-        return bool(self.decay_f) and c.group in tape.D
+        return bool(self.decay_f) and plan.local[c.group].pattern[0] is not None
 
-    def _filtered(self, plan: Plan, tape: Derivatives, old: dict[str, Any]) -> dict[str, Any]:
+    def _filtered(self, plan: Plan, tape: Tape, old: dict[str, Any]) -> dict[str, Any]:
         """e_x, one step on."""
         inputs = {_input_key(plan, c): tape.x[c.operation] for c in _factored(plan)}
         return {key: (self.decay_x * old[key] + x).astype(old[key].dtype) for key, x in inputs.items()}
 
-    def _followed(self, couplings: Sequence[Coupling], tape: Derivatives, old: dict[str, Any]) -> dict[str, Any]:
+    def _followed(self, plan: Plan, couplings: Sequence[Coupling], tape: Tape, old: dict[str, Any]) -> dict[str, Any]:
         """e_f of some couplings, one step on."""
+        D, F = blocks_of(plan, tape.kept)
         new = {}
         for c in couplings:
-            new_f, old_f = [self.gain_f * value for value in tape.F[c.key]], old[c.key]
-            if self._lasts(c, tape):
-                D = jax.tree.map(lambda v, feed=c.feed: spread(feed, v, 0), tape.D[c.group])
-                kept = [sum(d * old for d, old in zip(row, old_f, strict=True)) for row in D]
+            new_f, old_f = [self.gain_f * value for value in F[c.key]], old[c.key]
+            if self._lasts(plan, c):
+                rows = jax.tree.map(lambda v, feed=c.feed: spread(feed, v, 0), D[c.group])
+                kept = [sum(d * old for d, old in zip(row, old_f, strict=True)) for row in rows]
                 new_f = [new + self.decay_f * old for new, old in zip(new_f, kept, strict=True)]
             new[c.key] = stacked(new_f, old_f.shape[1:], old_f.dtype)
         return new

@@ -18,8 +18,10 @@ def window_norms(recursion: Recursion) -> Norms:
     def norm(rows: Rows) -> Any:
         return spectral_bound(matrix(rows, shape, dtype))
 
-    suffixes, M = recursion.run(lambda M, _: norm(M[1:]), None)
-    single = jax.vmap(lambda D, _: norm(D))(recursion.D, jnp.arange(recursion.K))
+    suffixes, M = recursion.run(lambda M, _: norm(M[1:]))
+    single = jax.vmap(lambda step, _: norm(recursion.blocks(step)[0] or recursion.D))(
+        recursion.steps, jnp.arange(recursion.K)
+    )
     return Norms(suffixes, norm(M[1:]), single.max())
 
 

@@ -44,7 +44,11 @@ class Recursion:
     Parameters
     ----------
     D : S rows of S entries, or None
-        Arrays (K, *positions), and numbers. None where nothing is remembered, D = 0.
+        Numbers that are known, and anything else for arrays. None where nothing is remembered, D = 0.
+    steps : pytree
+        What the steps of the window left, with a leading axis of K.
+    blocks : callable
+        Gives D of a step, of arrays (*positions) and numbers, or None, and whatever else is wanted of it, such as F.
     signals : (q, l), or None
         Arrays (K, S, *positions) and (S, *positions). None where row 0 is not asked for: it is zero then.
     K, S : int
@@ -53,9 +57,18 @@ class Recursion:
     """
 
     def __init__(
-        self, D: Rows | None, signals: tuple[Any, Any] | None, K: int, S: int, positions: tuple[int, ...], dtype: Any
+        self,
+        D: Rows | None,
+        steps: Any,
+        blocks: Callable[[Any], tuple[Rows | None, Any]],
+        signals: tuple[Any, Any] | None,
+        K: int,
+        S: int,
+        positions: tuple[int, ...],
+        dtype: Any,
     ):
         self.D = D if D is not None else tuple((Known(0),) * S for _ in range(S))
+        self.steps, self.blocks = steps, blocks
         self.signals, self.K, self.S, self.positions, self.dtype = signals, K, S, positions, dtype
         self.steps_apart = all(is_zero(entry) for row in self.D for entry in row)
         rank = _closure([[_rank(entry) for entry in row] for row in self.D])
@@ -78,16 +91,14 @@ class Recursion:
         """Number of the rows of M that have such entries."""
         return sum(_ARRAY in row for row in self.rank)
 
-    def run(self, emit: Callable[[Rows, Any], Any], beside: Any) -> tuple[Any, Rows]:
+    def run(self, emit: Callable[[Rows, Any], Any]) -> tuple[Any, Rows]:
         """What `emit` makes of M^t for t = 1 ... K, with a leading time axis, and M^0.
 
         Parameters
         ----------
         emit : callable
-            ``emit(M, beside of the same step)`` with the S + 1 rows of M, whose entries are arrays (*positions), arrays
-            without axes, or numbers.
-        beside : pytree
-            Of arrays with a leading axis of K.
+            ``emit(M, F)`` with the S + 1 rows of M, whose entries are arrays (*positions), arrays without axes, or
+            numbers, and with what `blocks` gives besides D.
         """
         K, S = self.K, self.S
         known = {
@@ -96,24 +107,29 @@ class Recursion:
             for j, rank in enumerate(row)
             if rank == _NUMBER
         }
+
+        def apart(moving, known, step):
+            return emit(self._rows({**moving, **known}), self.blocks(step)[1])
+
         if not any(_ARRAY in row for row in self.rank):
-            return jax.vmap(lambda known, beside: emit(self._rows(known), beside))(known, beside), self._first({})
+            return jax.vmap(apart)({}, known, self.steps), self._first({})
         if self.steps_apart:  # row 0 is the signal of the next step, and the others are known
             assert self.signals is not None  # row 0 is the one that has arrays
             q, l = self.signals
             later = jnp.concatenate([q[1:], l[None]])
             moving = {(0, j): later[:, j] for j in range(S)}
-            out = jax.vmap(lambda moving, known, beside: emit(self._rows({**moving, **known}), beside))
-            return out(moving, known, beside), self._first({(0, j): q[0, j] for j in range(S)})
+            return jax.vmap(apart)(moving, known, self.steps), self._first({(0, j): q[0, j] for j in range(S)})
 
         def back(moving, step):
-            known, D, q, beside = step
+            known, step, q = step
+            D, F = self.blocks(step)
+            assert D is not None  # else steps are apart
             M = self._rows({**moving, **known})
             before = {(i, j): sum(M[i][s] * D[s][j] for s in range(S)) for i, j in moving}
             if q is not None:
                 before |= {(0, j): before[0, j] + q[j] for j in range(S)}
             before = {at: full(value, self.positions, self.dtype) for at, value in before.items()}
-            return before, emit(M, beside)
+            return before, emit(M, F)
 
         signals: tuple[Any, Any] = (None, None) if self.signals is None else self.signals
         q, l = signals
@@ -124,8 +140,8 @@ class Recursion:
             if rank == _ARRAY
         }
         # States one by one, along the axis that they were stacked along: then XLA need not join them.
-        apart = None if q is None else tuple(jnp.moveaxis(q, 1, 0))
-        first, emitted = jax.lax.scan(back, last, (known, self.D, apart, beside), reverse=True)
+        states = None if q is None else tuple(jnp.moveaxis(q, 1, 0))
+        first, emitted = jax.lax.scan(back, last, (known, self.steps, states), reverse=True)
         return emitted, self._first(first)
 
     def _rows(self, entries: dict[tuple[int, int], Any]) -> Rows:

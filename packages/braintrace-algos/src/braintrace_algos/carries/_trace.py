@@ -1,13 +1,13 @@
 """Eligibility traces: one for each marked operation and hidden group that it drives."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._entries import Rows, full, matrix, stacked
+from braintrace_algos._entries import full, matrix, stacked
 from braintrace_algos._factored_rules import (
     FactoredTraceRule,
     RecentStepsTraceRule,
@@ -16,9 +16,10 @@ from braintrace_algos._factored_rules import (
 )
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
+from braintrace_algos._local import Blocks, blocks_of, derivatives_of, with_local
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._sizes import tree_bytes
-from braintrace_algos._step import Derivatives, StepResult, local_derivatives
+from braintrace_algos._step import StepResult, Tape, tape_of
 from braintrace_algos._truncation import CarryChoice, TruncatedTrace
 from braintrace_compiler import (
     ETraceGraph,
@@ -69,7 +70,12 @@ class TraceCarry(Carry):
             short = TruncatedTraceRule(c.rule, 1 + len(others), kept.steps, exact)
             if tree_bytes(self._zeros(plan, c, short)) < tree_bytes(self._zeros(plan, c, exact)):
                 rules[key] = short
-        return plan._replace(couplings=tuple(c._replace(rule=rules.get(c.trace, c.rule)) for c in plan.couplings))
+        plan = plan._replace(couplings=tuple(c._replace(rule=rules.get(c.trace, c.rule)) for c in plan.couplings))
+        return with_local(plan, self.derivatives_of)
+
+    def derivatives_of(self, plan: Plan, group: int) -> tuple[tuple[Any, ...], Callable[..., Blocks]]:
+        """The variables of the step that D and F of a group depend on, and the function that makes them of these."""
+        return derivatives_of(plan, group)
 
     def _exact_rules(self, plan: Plan) -> dict[str, TraceRule]:
         """Rules of the traces that are proven to factorise, in part or whole."""
@@ -125,8 +131,8 @@ class TraceCarry(Carry):
     def joins_windows(self, plan: Plan) -> bool:
         return type(self) is TraceCarry and not _short(plan)  # one cut short remembers the whole of what is folded
 
-    def observe(self, plan: Plan, result: StepResult) -> Derivatives:
-        return local_derivatives(plan, result)
+    def observe(self, plan: Plan, result: StepResult) -> Any:
+        return tape_of(plan, result)
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         """Zero traces by key, at least in single precision unless `dtype` says otherwise."""
@@ -157,24 +163,24 @@ class TraceCarry(Carry):
         theta: list[Any],
         entry: Mapping[int, Any] | None,
     ) -> Folded:
-        tape: Derivatives = window.tape
+        tape, K = window.tape, len(window.scale)
         driving = {c.operation for c in plan.couplings} if plan.signal == "state" else ()
         g = [jnp.zeros_like(b) if k in driving else b for k, b in enumerate(window.b)]
         P, PF, signals, known = {}, {}, {}, {}
         for index in plan.traced:
-            own = [c for c in plan.couplings if c.group == index]
-            if entry is not None and (read := read_states(own, tape.D.get(index), len(window.scale))):
+            own, kept = [c for c in plan.couplings if c.group == index], tape.kept[index]
+            if entry is not None and (read := read_states(own, plan.local[index].pattern[0], K)):
                 signals[index] = entry[index]
-                known |= exits_in_two(plan, index, read, tape, carry, len(window.scale), weights)
+                known |= exits_in_two(plan, index, read, kept, tape.x, carry, K, weights)
                 continue
             enter = None
             if entry is None:
                 enter = (past_signals if plan.signal == "past" else state_signals)(window.signals[index])
-            recursion = self.recursion(plan, tape.D.get(index), enter, len(window.scale), index)
-            R, M0 = received(own, tape.F, recursion)
+            recursion = self.recursion(plan, kept, enter, K, index)
+            R, M0 = received(own, recursion)
             positions, dtype = recursion.positions, recursion.dtype
             signals[index] = stacked(M0[0], positions, dtype) if entry is None else entry[index]
-            if index in tape.D:
+            if plan.local[index].pattern[0] is not None:
                 P[index] = matrix(M0[1:], positions, dtype)
             for c in own:
                 sent, *left = R[c.key]
@@ -191,7 +197,7 @@ class TraceCarry(Carry):
         past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, known, entry is not None)
         short = _short(plan)
         new |= {k: exit_of(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
-        return Folded(x, g, past, self._bounded(plan, carry, new, tape.D, len(window.scale)))
+        return Folded(x, g, past, self._bounded(plan, carry, new, tape.kept, K))
 
     def _kept(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> Iterator[tuple[Coupling, Any, Any]]:
         """The steps that are kept by traces, by use of the weight: inputs (R, *x), and what outputs receive (R, *y)."""
@@ -201,10 +207,11 @@ class TraceCarry(Carry):
                 for i, use in enumerate(uses):
                     yield use, xs[i], collect(use.feed, sent[i], plan.operations[use.operation].y_var.aval.shape)
 
-    def recursion(self, plan: Plan, D: Rows | None, signals: tuple[Any, Any] | None, K: int, index: int) -> Recursion:
+    def recursion(self, plan: Plan, kept: Any, signals: tuple[Any, Any] | None, K: int, index: int) -> Recursion:
         """M^t of a group over K steps; its row of signals where they are given."""
-        group = plan.transitions[index].group
-        return Recursion(D, signals, K, self.num_states(plan, index), group.varshape, group.dtype)
+        group, local = plan.transitions[index].group, plan.local[index]
+        S = self.num_states(plan, index)
+        return Recursion(local.pattern[0], kept, local.blocks, signals, K, S, group.varshape, group.dtype)
 
     def entry_gradient(
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
@@ -243,21 +250,22 @@ class TraceCarry(Carry):
                 )
         return _by_operation(plan, past), new
 
-    def advance(self, plan: Plan, tape: Derivatives, carry: Any, weights: Operands, theta: list[Any]) -> Any:
+    def advance(self, plan: Plan, tape: Tape, carry: Any, weights: Operands, theta: list[Any]) -> Any:
+        D, F = blocks_of(plan, tape.kept)
         PF = {}
         for c in plan.traced_couplings:
             y = plan.operations[c.operation].y_var.aval
-            PF[c.key] = stacked(tape.F[c.key], feed_shape(c.feed, y.shape), y.dtype)[None]
-        groups = {index: plan.transitions[index].group for index in tape.D}
-        P = {index: matrix(D, groups[index].varshape, groups[index].dtype) for index, D in tape.D.items()}
-        D, x = jax.tree.map(lambda v: v[None], (tape.D, tape.x))
-        return self._bounded(plan, carry, self._exit(plan, carry, P, PF, x, weights), D, 1)
+            PF[c.key] = stacked(F[c.key], feed_shape(c.feed, y.shape), y.dtype)[None]
+        groups = {index: plan.transitions[index].group for index in D}
+        P = {index: matrix(rows, groups[index].varshape, groups[index].dtype) for index, rows in D.items()}
+        kept, x = jax.tree.map(lambda v: v[None], (tape.kept, tape.x))
+        return self._bounded(plan, carry, self._exit(plan, carry, P, PF, x, weights), kept, 1)
 
-    def _bounded(self, plan: Plan, carry: Any, new: Any, D: Mapping[int, Any], K: int) -> Any:
+    def _bounded(self, plan: Plan, carry: Any, new: Any, kept: Mapping[int, Any], K: int) -> Any:
         """The traces `new` at the exit of a window, those that are cut short with their bounds."""
         short = _short(plan)
         norms = {
-            index: window_norms(self.recursion(plan, D.get(index), None, K, index))
+            index: window_norms(self.recursion(plan, kept[index], None, K, index))
             for index in {uses[0].group for _, _, uses in short}
         }
         return new | {key: rule.bounded(new[key], carry[key], norms[uses[0].group]) for key, rule, uses in short}

@@ -1,6 +1,6 @@
 """Traces that see more, or less, than D: filtered, coupled through the recurrence, gated by a modulator."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import brainstate
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from braintrace_algos._checks import broadcasts, describe
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
+from braintrace_algos._local import Blocks
 from braintrace_algos._plan import Operands, Plan
-from braintrace_algos._step import Derivatives, Inputs, StepResult
+from braintrace_algos._step import Inputs, StepResult, Tape
 from braintrace_algos._truncation import TruncatedTrace
 from braintrace_compiler import ETraceGraph, Known, LinearMemory, Omission, true_diagonals
 from braintrace_primitives._jax_compat import eval_jaxpr
@@ -50,19 +51,20 @@ class FilteredTraceCarry(TraceCarry):
     def num_states(self, plan: Plan, group: int) -> int:
         return super().num_states(plan, group) * (2 if group in recurrent_groups(plan) else 1)
 
-    def observe(self, plan: Plan, result: StepResult) -> Derivatives:
-        tape = super().observe(plan, result)
-        D, F = dict(tape.D), dict(tape.F)
-        for index in recurrent_groups(plan):
-            S = range(plan.num_states(index))
-            own = D.get(index, tuple((Known(0),) * len(S) for _ in S))
+    def derivatives_of(self, plan: Plan, group: int) -> tuple[tuple[Any, ...], Callable[..., Blocks]]:
+        variables, derivatives = super().derivatives_of(plan, group)
+        if group not in recurrent_groups(plan):
+            return variables, derivatives
+        S = range(plan.num_states(group))
+
+        def filtered(*values: Any) -> Blocks:
+            D, F = derivatives(*values)
+            own = D if D is not None else tuple((Known(0),) * len(S) for _ in S)
             upper = [(*row, *(Known(0) for _ in S)) for row in own]
             lower = [(*row, *(Known(self.kappa if r == s else 0) for r in S)) for s, row in enumerate(own)]
-            D[index] = (*upper, *lower)
-        for c in plan.traced_couplings:
-            if c.group in recurrent_groups(plan):
-                F[c.key] = (*F[c.key], *F[c.key])
-        return Derivatives(D, F, tape.x)
+            return (*upper, *lower), {key: (*f, *f) for key, f in F.items()}
+
+        return variables, filtered
 
     def signals(self, plan: Plan, by_group: dict[int, Any]) -> dict[int, Any]:
         axis = 0 if plan.batch is None else 1
@@ -85,33 +87,31 @@ class CoupledTraceCarry(TraceCarry):
         coupled = {g.index for r in graph.hidden_param_op_relations if r.y_var in mixing for g in r.hidden_groups}
         return tuple(m for m in super().absorbed(graph) if m.source.index not in coupled)
 
-    def observe(self, plan: Plan, result: StepResult) -> Derivatives:
-        tape = super().observe(plan, result)
-        D = dict(tape.D)
-        known = {v: jax.lax.stop_gradient(value) for v, value in result.observed.items()}
-        for index in recurrent_groups(plan):
-            group = plan.transitions[index].group
-            program = group.by_state(group.transition_jaxpr)
-            h = group.split([known[v] for v in group.hidden_invars])
-            inputs = [*h, *(known[v] for v in group.transition_jaxpr_constvars)]
+    def derivatives_of(self, plan: Plan, group: int) -> tuple[tuple[Any, ...], Callable[..., Blocks]]:
+        variables, derivatives = super().derivatives_of(plan, group)
+        if group not in recurrent_groups(plan):
+            return variables, derivatives
+        own = plan.transitions[group].group
+        program, S, count = own.by_state(own.transition_jaxpr), range(own.num_state), len(own.hidden_invars)
+        whole = (*own.hidden_invars, *own.transition_jaxpr_constvars)
 
-            def single(*inputs, group=group, program=program):
-                h, constants = list(inputs[: group.num_state]), inputs[group.num_state :]
-                new, pull = jax.vjp(lambda h: eval_jaxpr(program, *h, *constants), h)
-                return tuple(tuple(true_diagonals(lambda ct: pull(ct)[0], new, s)) for s in range(group.num_state))
+        def coupled(*values: Any) -> Blocks:
+            known, of_whole = values[: len(variables)], values[len(variables) :]
+            h, constants = own.split(list(of_whole[:count])), of_whole[count:]
+            new, pull = jax.vjp(lambda h: eval_jaxpr(program, *h, *constants), h)
+            D = tuple(tuple(true_diagonals(lambda ct: pull(ct)[0], new, s)) for s in S)
+            local, F = derivatives(*known)
+            absorbed = D if local is None else local
+            beside = [(*row, *more[len(row) :]) for row, more in zip(D, absorbed, strict=False)]
+            return (*beside, *absorbed[len(D) :]), F
 
-            coupled = (single if plan.batch is None else jax.vmap(single))(*inputs)
-            absorbed = D.get(index, coupled)
-            beside = [(*row, *more[len(row) :]) for row, more in zip(coupled, absorbed, strict=False)]
-            D[index] = (*beside, *absorbed[len(coupled) :])
-        return Derivatives(D, tape.F, tape.x)
+        return (*variables, *whole), coupled
 
 
 class Modulated(NamedTuple):
     """A tape entry with the modulator of its step."""
 
-    D: dict[int, Any]
-    F: dict[str, Any]
+    kept: dict[int, list[Any]]
     x: Inputs
     modulator: Any
 
@@ -168,7 +168,7 @@ class ModulatedTraceCarry(TraceCarry):
         return super().entry_gradient(plan, carry, signals, weights)
 
     def advance(self, plan: Plan, tape: Modulated, carry: Any, weights: Operands, theta: list[Any]) -> Any:
-        trace = super().advance(plan, Derivatives(*tape[:3]), carry["trace"], weights, theta)
+        trace = super().advance(plan, Tape(*tape[:2]), carry["trace"], weights, theta)
         return {"trace": trace, "modulator": tape.modulator}
 
     def _value(self, plan: Plan) -> Any:
