@@ -181,6 +181,38 @@ def test_states_of_another_shape_are_named(model, data):
     learner(xs[0])
 
 
+class Refractory(brainstate.nn.Module):
+    """A leaky layer with hidden states of booleans and integers: units rest after they fired, and count."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState(jnp.linspace(-1, 1, 12).reshape(4, 3))
+
+    def init_state(self, batch_size=None):
+        self.v = brainstate.HiddenState(jnp.zeros(3))
+        self.rests, self.count = brainstate.HiddenState(jnp.zeros(3, bool)), brainstate.HiddenState(jnp.zeros(3, int))
+
+    def update(self, x):
+        v = 0.9 * jnp.where(self.rests.value, 0.0, self.v.value) + matmul(x, self.w.value)
+        self.rests.value = v > 0.3
+        self.count.value = self.count.value + self.rests.value
+        self.v.value = v
+        return v * self.count.value
+
+
+def test_hidden_states_without_derivatives_are_carried(data, distance):
+    x = data[0][:, 0]
+    grads = {}
+    for algorithm in ("d_rtrl", "rtrl", "bptt"):
+        learner = compile(Refractory(), algorithm, x[0])
+        grads[algorithm] = learner.etrace_grad(x, step_fn=lambda x, of=learner: (of(x) ** 2).sum())
+        assert learner.model.count.value.sum() > 0
+        learner.reset_state()
+        assert learner.model.count.value.sum() == 0
+    assert distance(grads["d_rtrl"], grads["bptt"]) < 1e-5
+    assert distance(grads["rtrl"], grads["bptt"]) < 1e-5
+
+
 class Noisy(brainstate.nn.Module):
     """A leaky layer that is driven at random and counts its steps, with an input scale that it never changes."""
 
@@ -201,6 +233,7 @@ class Noisy(brainstate.nn.Module):
         return {"h": self.h.value, "count": self.count.value}
 
 
+@pytest.mark.filterwarnings("ignore:Hidden states of the model were written")
 def test_a_call_outside_of_jit_is_one_inside_and_traced_once_for_each_kind_of_input(data, monkeypatch):
     xs, _ = data
     traced = []

@@ -1,4 +1,4 @@
-"""What a step function does with the model's states, and with parameters, outside of the learner's call."""
+"""What happens to the model's states, and to parameters, outside of the learner's call."""
 
 import brainstate
 import jax
@@ -138,3 +138,45 @@ def test_parameters_that_nobody_learns_are_named(model, data, method):
         getattr(learner, method)(x, step_fn=lambda x: ((learner(x) @ readout.value) ** 2).sum(), **options)
     fixed = lambda x: ((learner(x) @ jax.lax.stop_gradient(readout.value)) ** 2).sum()  # noqa: E731
     getattr(learner, method)(x, step_fn=fixed, **options)
+
+
+def test_states_that_are_made_anew_are_noticed_and_put_back(recurrent_model, data, distance):
+    model, x = recurrent_model, data[0][:, 0]
+    learner = compile(model, "d_rtrl", x[0])
+
+    def total():
+        return learner.etrace_grad(x, step_fn=lambda x: (learner(x) ** 2).sum())
+
+    expected, state = total(), model.v
+    brainstate.nn.init_all_states(model)
+    gradient_of_call = brainstate.transform.jit(lambda: brainstate.transform.grad(learner)(x[0]))
+    for run in (total, lambda: learner(x[0]), lambda: learner.etrace_evolve(x), gradient_of_call):
+        with pytest.raises(LearnerError, match="another object"):
+            run()
+    learner.reset_state()
+    assert model.v is state
+    assert distance(total(), expected) < 1e-7
+
+
+def test_hidden_states_that_are_written_between_calls_leave_traces_behind(recurrent_model, data):
+    model, x = recurrent_model, data[0][:, 0]
+    learner = compile(model, "d_rtrl", x[0])
+    options = {"step_fn": lambda x: (learner(x) ** 2).sum()}
+    model.v.value = model.v.value + 1  # another beginning, and nothing of the past
+    step = brainstate.transform.jit(lambda x: learner(x))
+    runs = (
+        lambda: learner(x[0]),
+        lambda: learner.etrace_grad(x, **options),
+        lambda: learner.etrace_train(x, optimizer=optax.sgd(0.1), **options),
+        lambda: learner.etrace_evolve(x),
+    )
+    for run in runs:
+        run()
+        step(x[0])  # writes both, out of sight
+        run()
+        model.v.value = jnp.zeros_like(model.v.value)
+        with pytest.warns(CompilationWarning, match="and its traces were not"):
+            learner(x[0])
+        run()
+        learner.reset_state()
+        model.v.value = model.v.value + 1

@@ -1,6 +1,6 @@
 """From a model to a learner."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import brainstate
@@ -23,6 +23,7 @@ from ._call_checks import check_model, check_options
 from ._checks import describe, refuse_explicit_axes
 from ._config import ConfiguredLearner, ETraceConfig
 from ._errors import LearnerError, LearnerTypeError, UnknownAlgorithmError
+from ._hold import place
 from ._learner import OnlineLearner
 from .algorithms import (
     BPTT,
@@ -212,18 +213,7 @@ def initialise(model: brainstate.nn.Module, batch_size: int | None) -> None:
             continue
         if not isinstance(old, brainstate.ParamState):
             old.value = new.value
-        _place(model, path, old)
-
-
-def _place(model: Any, path: Sequence[Any], state: brainstate.State) -> None:
-    """Put `state` at `path` of a model."""
-    *above, last = path
-    for key in above:
-        model = model[key] if isinstance(model, (list, tuple, dict)) else getattr(model, key)
-    if isinstance(model, (list, dict)):
-        model[last] = state
-    else:
-        setattr(model, last, state)
+        place(model, path, old)
 
 
 _NEAR_MISSES = (

@@ -24,6 +24,7 @@ from ._data import unwrap
 from ._errors import LearnerError
 from ._face import FunctionalLearner
 from ._fold import online_step
+from ._hold import put_in_place, require_in_place
 from ._memory import MemoryUse
 from ._once import differentiable_once
 from ._plan import Operands, Perturbations, Plan, make_plan
@@ -237,6 +238,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
                 expected=f"batch_size={self.batch_size}, or none",
                 fix="compile the model again for another batch size",
             )
+        put_in_place(self.model, self.plan)
         for state, value in self._initial:
             state.value = value
         self.etraces.value = self._zero_traces()
@@ -265,6 +267,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         return self._compiled("step", self._step, *check_arguments(self.plan, args, kwargs))
 
     def _step(self, *leaves: Any) -> Any:
+        require_in_place(self.model, self.plan)
         check_state_shapes(self.plan)
         record = active_recording(self)
         result = self._online_step(list(leaves)) if record is None else self._recorded_step(record, list(leaves))

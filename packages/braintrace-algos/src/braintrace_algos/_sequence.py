@@ -18,6 +18,7 @@ from ._driver import GradientDriver
 from ._errors import LearnerError, LearnerTypeError
 from ._fold_length import FoldLength, auto_fold
 from ._functional import CompiledCall
+from ._hold import Hold
 from ._plan import Plan
 from ._progress import Progress
 from ._repeats import Repeats
@@ -33,6 +34,8 @@ class SequenceDrivers:
     vjp_method: str
     window: int | None
     fold: int | str
+    model: Any
+    etraces: Any
     _drivers: "DriverCache"
 
     def etrace_grad(
@@ -112,6 +115,7 @@ class SequenceDrivers:
         make = functools.partial(cls, self, step_fn, has_aux, length, sequences, bar)
         driver = self._cached(make, step_fn, sequences, bar, cls, has_aux, length)
         grads, losses, aux = driver(sequences, mask / norm)
+        self._leave()
 
         result = [{path: grads[path] for path in wanted}]
         if return_value:
@@ -161,6 +165,10 @@ class SequenceDrivers:
             return self._compiled(("evolve", return_outputs), evolve, *sequences)
         return evolve(*sequences)
 
+    def _leave(self) -> None:
+        if not under_trace():
+            self._drivers.hold.leave(self.plan, self.etraces.value)
+
     def _fold_length(self, fold: int | str | None, T: int) -> FoldLength:
         fold = self.fold if fold is None else fold
         if fold != "auto" and (isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or fold < 1):
@@ -184,6 +192,7 @@ class SequenceDrivers:
         if under_trace():
             check_step_fn(step_fn, sequences)
             return make()
+        self._drivers.hold.resume(self.model, self.plan, self.etraces.value)
         settings: Any = jax.config
         leaves, tree = jax.tree.flatten(sequences)
         shapes = tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
@@ -204,14 +213,18 @@ class SequenceDrivers:
         settings: Any = jax.config
         if under_trace() or settings.jax_disable_jit:
             return function(*args)
-        return self._drivers.get((id(self), key), lambda: CompiledCall(function))(*args)
+        hold = self._drivers.hold
+        hold.resume(self.model, self.plan, self.etraces.value)
+        out = self._drivers.get((id(self), key), lambda: CompiledCall(function))(*args)
+        hold.leave(self.plan, self.etraces.value)
+        return out
 
 
 class DriverCache:
     """What a learner used last, compiled drivers and sizes; opaque to walks over the learner's states."""
 
     def __init__(self, size: int = 16):
-        self._size, self._kept, self.repeats = size, {}, Repeats()
+        self._size, self._kept, self.repeats, self.hold = size, {}, Repeats(), Hold()
         self._measured: tuple[Plan, tuple[int, int]] | None = None
 
     def __deepcopy__(self, memo: Any) -> "DriverCache":

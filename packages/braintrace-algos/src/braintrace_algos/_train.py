@@ -230,6 +230,7 @@ class Training(SequenceDrivers):
         driver = self._cached(make, step_fn, sequences, bar, *options)
         driver.callbacks = tuple(callbacks)
         history = driver(sequences, mask)
+        self._leave()
         if callbacks:
             jax.effects_barrier()
         return history

@@ -179,7 +179,7 @@ def _memory_not_hidden(minfo: ModuleInfo) -> Iterator[CompilationRecord]:
 
 
 def _untouched_states(model: Callable[..., Any], minfo: ModuleInfo) -> Iterator[CompilationRecord]:
-    touched = {s.path for s in minfo.hidden}
+    touched = {s.path for s in minfo.states}
     states: Any = brainstate.graph.states(model)
     read = {s.path for s in minfo.parameters}
     for path, state in states.items():

@@ -24,7 +24,7 @@ _VALUE_WANTED = (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerCon
 
 
 class StateKind(enum.Enum):
-    """What a state is to online learning."""
+    """What a state is to online learning; a hidden state of integers or booleans is an other one."""
 
     HIDDEN = "hidden"
     PARAMETER = "parameter"
@@ -245,11 +245,15 @@ def _state_info(state: brainstate.State, path: Path, inputs: Any, outputs: Any) 
     kind = StateKind.OTHER
     if isinstance(state, brainstate.ParamState):
         kind = StateKind.PARAMETER
-    elif isinstance(state, brainstate.HiddenState):
+    elif isinstance(state, brainstate.HiddenState) and any(map(_has_derivatives, leaves)):
         kind = StateKind.HIDDEN
     return StateInfo(
         path, kind, state, treedef, tuple(next(inputs) for _ in leaves), tuple(next(outputs) for _ in leaves)
     )
+
+
+def _has_derivatives(leaf: Any) -> bool:
+    return jax.numpy.issubdtype(jax.numpy.result_type(leaf), jax.numpy.inexact)
 
 
 def _require_arrays(out: Any) -> None:
