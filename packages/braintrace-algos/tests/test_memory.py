@@ -21,8 +21,8 @@ def test_bytes_by_purpose(model):
     assert report.hidden == {"g": F32 * B * H, "v": F32 * B * H}
     # g filters its inputs, v has a number for each synapse.
     assert report.traces == {"w#0->g": F32 * (B * I + 1 + B * (I + 1) * H), "gain#1->g": 2 * F32 * B * H}
-    # tanh(g) and the gain, of which dv/dg, F of w into v and of the gain into v are made; q of both states; x and b of the
-    # operations; the weight of the loss.
+    # tanh(g) and the gain, of which dv/dg, F of w into v and of the gain into v are made; q of both states; x and b of
+    # the operations; the weight of the loss.
     step = (B * H + H) + 2 * B * H + (B * I + B * H) + H + (B * H + B * O) + 1
     assert report.tape_per_step == F32 * step
     assert report.tape == 7 * report.tape_per_step

@@ -68,6 +68,7 @@ from braintrace_compiler import LinearMemory as LinearMemory
 from braintrace_compiler import LocalTransition as LocalTransition
 from braintrace_compiler import MarkedOperation as MarkedOperation
 from braintrace_compiler import ModuleInfo as ModuleInfo
+from braintrace_compiler import NarrowCut as NarrowCut
 from braintrace_compiler import NotSupportedError as NotSupportedError
 from braintrace_compiler import Omission as Omission
 from braintrace_compiler import OnMixing as OnMixing
@@ -93,6 +94,7 @@ from braintrace_compiler import goes_around as goes_around
 from braintrace_compiler import influence as influence
 from braintrace_compiler import is_data as is_data
 from braintrace_compiler import live_states as live_states
+from braintrace_compiler import narrow_cut as narrow_cut
 from braintrace_compiler import outlasts_step as outlasts_step
 from braintrace_compiler import reaches as reaches
 from braintrace_compiler import readable_bytes as readable_bytes
