@@ -231,3 +231,30 @@ def test_traces_of_states_that_none_reads_are_those_of_single_steps(distance):
     for window in (xs[:3], xs[3:]):
         learner(MultiStepData(window))
     assert distance(learner.etraces.value, expected) < 1e-6
+
+
+class Delayed(brainstate.nn.Module):
+    """A delay line in a hidden state: its D differs from position to position, and from no step to the next."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = brainstate.ParamState(jnp.linspace(-1, 1, 20).reshape(4, 5))
+
+    def init_state(self, batch_size=None):
+        self.line = brainstate.HiddenState(jnp.zeros((3, 5)))
+
+    def update(self, x):
+        out = self.line.value[0]
+        self.line.value = jnp.concatenate([self.line.value[1:], matmul(x, self.w.value)[None]])
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:POSITION_MIXING")
+def test_a_window_through_a_delay_line_is_backpropagation(data, distance):
+    """All that a step leaves for D and F is constant: nothing of it is kept."""
+    xs, model = data[0][:, 0], Delayed()
+    grads = {}
+    for algorithm, options in (("bptt", {}), ("d_rtrl", {"vjp_method": "multi-step", "window": len(xs)})):
+        learner = compile(model, algorithm, xs[0], **options)
+        grads[algorithm] = learner.etrace_grad(xs, step_fn=lambda x, of=learner: (of(x) ** 2).sum())
+    assert distance(grads["d_rtrl"], grads["bptt"]) < 1e-6

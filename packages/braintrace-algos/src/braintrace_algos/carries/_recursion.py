@@ -141,7 +141,7 @@ class Recursion:
         }
         # States one by one, along the axis that they were stacked along: then XLA need not join them.
         states = None if q is None else tuple(jnp.moveaxis(q, 1, 0))
-        first, emitted = jax.lax.scan(back, last, (known, self.steps, states), reverse=True)
+        first, emitted = jax.lax.scan(back, last, (known, self.steps, states), self.K, reverse=True)
         return emitted, self._first(first)
 
     def _rows(self, entries: dict[tuple[int, int], Any]) -> Rows:
