@@ -100,7 +100,10 @@ class GradientDriver:
         self.learner.etraces.value = traces
 
     def gradient(self, theta: dict[Any, Any], values: Values, traces: Any, sequences: Any, scales: Any) -> Any:
-        """The pure function behind a call: gradients by path, losses, aux, and new values and traces."""
+        """The pure function behind a call: gradients by path, losses, aux, and new values and traces.
+
+        `scales` are the weights of the losses, (T,), or one for all.
+        """
         weights, pull = jax.vjp(lambda theta: self.plan.weights(self._leaves_of(theta)), theta)
         zero = jax.tree.map(jnp.zeros_like, (weights, theta))
         gradient = self._of_steps if self.length.window is None else self._of_windows
@@ -231,28 +234,37 @@ def scan_windows(
 ) -> tuple[Any, Any]:
     """Scan `advance` over windows of K steps, and over what remains; outputs are joined over time.
 
-    What remains comes last, or before the windows with `rest_first`.
+    What remains comes last, or before the windows with `rest_first`. A leaf of `steps` without axes is that of every
+    step: windows get it repeated, where XLA need not hold it.
     """
+    leaves, tree = jax.tree.flatten(steps)
+    steps = [None if jnp.ndim(v) == 0 else v for v in leaves]
     T = jax.tree.leaves(steps)[0].shape[0]
     whole, rest = divmod(T, K)
     parts = []
+
+    def spread(carry: Any, window: Any) -> Any:
+        n = jax.tree.leaves(window)[0].shape[0]
+        own = [jnp.broadcast_to(v, n) if w is None else w for v, w in zip(leaves, window, strict=True)]
+        return advance(carry, tree.unflatten(own))
+
     if whole == 1 and not rest:  # a scan of one iteration would keep XLA from seeing the window as a whole
-        return advance(carry, steps)
+        return spread(carry, steps)
     if rest and rest_first:
-        carry, out = advance(carry, jax.tree.map(lambda v: v[:rest], steps))
+        carry, out = spread(carry, jax.tree.map(lambda v: v[:rest], steps))
         parts.append(out)
     if whole:
 
         def window(carry, start):  # a slice at a time: cutting off the rest would copy the sequence
-            return advance(carry, jax.tree.map(lambda v: jax.lax.dynamic_slice_in_dim(v, start, K), steps))
+            return spread(carry, jax.tree.map(lambda v: jax.lax.dynamic_slice_in_dim(v, start, K), steps))
 
         if rest:
             carry, out = jax.lax.scan(window, carry, rest_first * rest + K * jnp.arange(whole))
         else:
-            carry, out = jax.lax.scan(advance, carry, jax.tree.map(lambda v: v.reshape(whole, K, *v.shape[1:]), steps))
+            carry, out = jax.lax.scan(spread, carry, jax.tree.map(lambda v: v.reshape(whole, K, *v.shape[1:]), steps))
         parts.append(jax.tree.map(lambda v: v.reshape(whole * K, *v.shape[2:]), out))
     if rest and not rest_first:
-        carry, out = advance(carry, jax.tree.map(lambda v: v[whole * K :], steps))
+        carry, out = spread(carry, jax.tree.map(lambda v: v[whole * K :], steps))
         parts.append(out)
     return carry, jax.tree.map(lambda *v: v[0] if len(v) == 1 else jnp.concatenate(v), *parts)
 

@@ -211,6 +211,15 @@ class FactoredTraceRule(TraceRule):
             new["rest"] = self._with(further, advanced, weights, params)
         return new
 
+    def turn(self, trace, signal, blocks, xs, factors, weights, params):
+        if "rest" not in trace:
+            return super().turn(trace, signal, blocks, xs, factors, weights, params)
+        through = self._through_filtered(trace, signal, weights, params)
+        into_rest, further = self._into_rest(trace, blocks, xs, factors)
+        gradient, rest = self.rule.turn(trace["rest"], self._of_rest(signal), *into_rest, weights, params)
+        new = self._filtered(trace, blocks, xs, factors) | {"rest": self._with(further, rest, weights, params)}
+        return {name: through[name] + gradient[name] for name in weights}, new
+
     def contract(self, trace, signal, weights, params):
         gradient = self._through_filtered(trace, signal, weights, params)
         if "rest" not in trace:

@@ -114,7 +114,7 @@ class SequenceDrivers:
         cls = ChunkDriver if chunked else GradientDriver
         make = functools.partial(cls, self, step_fn, has_aux, length, sequences, bar)
         driver = self._cached(make, step_fn, sequences, bar, cls, has_aux, length)
-        grads, losses, aux = driver(sequences, mask / norm)
+        grads, losses, aux = driver(sequences, (mask[0] if is_full else mask) / norm)
         self._leave()
 
         result = [{path: grads[path] for path in wanted}]

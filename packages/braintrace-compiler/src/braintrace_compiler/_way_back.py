@@ -94,7 +94,8 @@ def _product(evaluate: Callable[..., Any], waits: Sequence[bool]) -> Callable[..
             own = pieces[first : first + count]
             rows = jax.lax.slice_in_dim(w, start, start := start + sum(piece.shape[-1] for piece in own))
             rows = jax.lax.optimization_barrier(rows)  # XLA takes a slice out of a loop only behind a barrier
-            added, bias = ((), bias) if waits[first] else (bias, ())
+            # A bias joins the state's product: inside the loop something is added anyway.
+            added, bias = (bias, ()) if waits[first] else ((), bias)
             parts.append(_joined(evaluate, count)(*own, rows, *added))
             first += count
         return functools.reduce(jnp.add, parts)

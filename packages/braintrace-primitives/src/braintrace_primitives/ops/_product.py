@@ -14,6 +14,9 @@ from braintrace_primitives import _rows
 from braintrace_primitives._sharding import explicit_sharding
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
+_FEW = 64
+"""Terms of a weight's gradient for which no layout of its own pays."""
+
 
 class Equation(NamedTuple):
     """Axis letters of ``y = einsum(x, weight)``; input and output may have further leading axes in common."""
@@ -191,7 +194,11 @@ def _contracted(trace: Any, signal: Any, kept: int) -> Any:
 def _pullback(name, equation, xs, gs, w):
     if name == "bias":
         return gs.sum(tuple(range(gs.ndim - len(equation.y))))
-    front = equation.spare()[: xs.ndim - len(equation.x)]
+    count = xs.ndim - len(equation.x)
+    if count > 1 and math.prod(xs.shape[:count]) <= _FEW and explicit_sharding(xs) is None:
+        # XLA lays out a sum over several axes anew, with a kernel to compile for it, and one over a single axis not.
+        xs, gs, count = _in_rows(xs, 0, count), _in_rows(gs, 0, count), 1
+    front = equation.spare()[:count]
     subscripts = f"{front}{equation.x},{front}{equation.y}->{equation.kept()}"
     sharding = explicit_sharding(w) if equation.kept() == equation.weight else None
     return _spread(jnp.einsum(subscripts, xs, gs, out_sharding=sharding), name, equation, w)
