@@ -12,6 +12,9 @@ from braintrace_primitives._trace_rule import sum_leading
 from ._fold_types import Folded, Window
 from ._plan import Operands, Perturbations, Plan
 
+_COPIES = Window._make((1, 1, 1, None))
+"""Axes of mapped copies."""
+
 
 def fold(
     plan: Plan,
@@ -51,8 +54,7 @@ def fold(
     if plan.batch is None:
         folded = single(window, carry, entry)
     else:
-        axes = Window._make((1, 1, 1, None))
-        folded = jax.vmap(single, in_axes=(axes, 0, 0), out_axes=Folded._make((1, 1, 0, 0, 0)))(window, carry, entry)
+        folded = jax.vmap(single, in_axes=(_COPIES, 0, 0), out_axes=Folded._make((1, 1, 0, 0, 0)))(window, carry, entry)
     gradients = []
     for k, operation in enumerate(plan.operations):
         x, g, past = folded.x[k], folded.g[k], folded.past[k]
@@ -63,6 +65,19 @@ def fold(
         gradients.append({name: dw[name] + past.get(name, 0) for name in dw})
     further = folded.theta if plan.batch is None else [sum_leading(value, 1) for value in folded.theta]
     return tuple(gradients), list(further), folded.carry
+
+
+def exit_of_window(
+    plan: Plan, window: Window, carry: Any, weights: Operands, theta: list[Any], entry: dict[int, Any]
+) -> Any:
+    """The carry after a window of which nothing else is asked; see `fold`. All signals are zero."""
+
+    def single(window, carry, entry):
+        return plan.carry.exit(plan, window, carry, weights, theta, entry)
+
+    if plan.batch is None:
+        return single(window, carry, entry)
+    return jax.vmap(single, in_axes=(_COPIES, 0, 0))(window, carry, entry)
 
 
 def signals_of_steps(plan: Plan, per_state: list[Any], weights: Operands) -> dict[int, Any]:

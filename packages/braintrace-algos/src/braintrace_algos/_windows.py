@@ -11,7 +11,7 @@ from braintrace_compiler import Arguments, StateKind
 
 from ._checks import check_arguments
 from ._errors import LearnerError
-from ._fold import fold, no_cotangent, signals_of_steps
+from ._fold import exit_of_window, fold, no_cotangent, signals_of_steps
 from ._fold_types import Window
 from ._once import final
 from ._plan import Plan
@@ -101,11 +101,11 @@ class _Differentiable:
         return fold(plan, window, traces, weights, theta)
 
     def exit(self, tape: Any, traces: Any, weights: Any, theta: Any, scale: Any) -> Any:
-        """The carry at the exit. It waits for no signal, so the window counts as differentiated as a whole."""
+        """The carry at the exit, which waits for no signal."""
         plan, zeros = self.plan, self.plan.zero_perturbations()
         b = _repeated(zeros.deltas, scale.shape[0])
         entry = plan.carry.signals(plan, plan.signals(zeros.previous, weights))
-        return fold(plan, Window(tape, b, {}, scale), traces, weights, theta, entry)[2]
+        return exit_of_window(plan, Window(tape, b, {}, scale), traces, weights, theta, entry)
 
     def run(self, theta: Any, xs: list[Any], signals: Any, deltas: list[Any], weights: Any, values: Any) -> Any:
         """Outputs and new values, and the tape."""

@@ -102,6 +102,12 @@ class Carry:
         """
         return Folded(list(window.tape.x), list(window.b), [{} for _ in plan.operations], carry)
 
+    def exit(
+        self, plan: Plan, window: Window, carry: Any, weights: Operands, theta: list[Any], entry: Mapping[int, Any]
+    ) -> Any:
+        """The carry after a window of which nothing else is asked; `entry` and the rest of the signals are zero."""
+        return self.window(plan, window, carry, weights, theta, entry).carry
+
     def entry_gradient(
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
     ) -> list[dict[str, Any]]:

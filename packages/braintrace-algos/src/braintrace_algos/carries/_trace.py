@@ -162,7 +162,9 @@ class TraceCarry(Carry):
         weights: Operands,
         theta: list[Any],
         entry: Mapping[int, Any] | None,
+        waits: bool = True,
     ) -> Folded:
+        """As for any carry; the traces at the exit are made after the signals are known where they are to wait."""
         tape, K = window.tape, len(window.scale)
         driving = {c.operation for c in plan.couplings} if plan.signal == "state" else ()
         g = [jnp.zeros_like(b) if k in driving else b for k, b in enumerate(window.b)]
@@ -194,10 +196,15 @@ class TraceCarry(Carry):
         for c, xs, gs in self._kept(plan, carry, signals):
             x[c.operation] = jnp.concatenate([xs.astype(x[c.operation].dtype), x[c.operation]])
             g[c.operation] = jnp.concatenate([gs.astype(g[c.operation].dtype), g[c.operation]])
-        past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, known, entry is not None)
+        past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, known, waits)
         short = _short(plan)
         new |= {k: exit_of(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
         return Folded(x, g, past, self._bounded(plan, carry, new, tape.kept, K))
+
+    def exit(
+        self, plan: Plan, window: Window, carry: Any, weights: Operands, theta: list[Any], entry: Mapping[int, Any]
+    ) -> Any:
+        return self.window(plan, window, carry, weights, theta, entry, waits=False).carry
 
     def _kept(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> Iterator[tuple[Coupling, Any, Any]]:
         """The steps that are kept by traces, by use of the weight: inputs (R, *x), and what outputs receive (R, *y)."""
@@ -230,16 +237,17 @@ class TraceCarry(Carry):
         x: Any,
         weights: Operands,
         known: Mapping[str, Any],
-        apart: bool,
+        waits: bool,
     ) -> tuple[list[dict[str, Any]], Any]:
         """`entry_gradient` and `_exit` of a window at once: a rule may need one pass for both.
 
-        The traces in `known` are those at the exit already. The exit is made `apart` where it waits for no signal.
+        The traces in `known` are those at the exit already. Where the exit `waits` for the signals, XLA goes backwards
+        on one core while it makes what a fold needs on another, and then writes a trace in its place.
         """
         past, new = {}, {}
         for key, uses in plan.traces.items():
             c, blocks = uses[0], P.get(uses[0].group)
-            if blocks is None or key in known or apart:
+            if blocks is None or key in known or not waits:
                 past[key] = _contracted(plan, c, carry[key], signals, weights)
                 new[key] = known[key] if key in known else exit_of(plan, uses, carry[key], blocks, PF, x, weights)
             else:

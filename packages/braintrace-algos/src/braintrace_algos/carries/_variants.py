@@ -153,11 +153,12 @@ class ModulatedTraceCarry(TraceCarry):
         weights: Operands,
         theta: list[Any],
         entry: Mapping[int, Any] | None,
+        waits: bool = True,
     ) -> Folded:
         modulator = window.tape.modulator
         scaled = modulator * window.scale.reshape(-1, *(1,) * (modulator.ndim - 1)).astype(modulator.dtype)
         signals = jax.vmap(lambda m: self._expand(plan, m))(scaled)
-        folded = super().window(plan, window._replace(signals=signals), carry["trace"], weights, theta, entry)
+        folded = super().window(plan, window._replace(signals=signals), carry["trace"], weights, theta, entry, waits)
         return folded._replace(carry={"trace": folded.carry, "modulator": modulator[-1]})
 
     def entry_gradient(
