@@ -1,13 +1,13 @@
 """Whether the states of the model are still those that a learner goes on from."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import brainstate
 import jax
 
-from braintrace_compiler import CompilationWarning
+from braintrace_compiler import CompilationWarning, StateKind
 
 from ._errors import LearnerError
 from ._plan import Plan
@@ -18,17 +18,27 @@ class Hold:
 
     def __init__(self) -> None:
         self._left: tuple[Any, list[Any]] | None = None
+        self._places: list[tuple[Any, Any, Any]] = []
+        self._plan: Plan | None = None
+        self._hidden: list[brainstate.State] = []
 
-    def leave(self, plan: Plan, traces: Any) -> None:
+    def leave(self, traces: brainstate.State) -> None:
         """Remember hidden states and traces."""
-        self._left = traces, _hidden_leaves(plan)
+        self._left = held(traces), [held(state) for state in self._hidden]
 
-    def resume(self, model: Any, plan: Plan, traces: Any) -> None:
+    def resume(self, model: Any, plan: Plan, traces: brainstate.State) -> None:
         """Warn where hidden states were written since, and traces were not: these belong to other states."""
-        require_in_place(model, plan)
-        if self._left is None or self._left[0] is not traces or not plan.carry.remembers:
+        if self._plan is not plan or not _in_place(self._places):
+            require_in_place(model, plan)
+            self._left = self._left if self._plan is plan else None
+            self._places, self._plan = _places(model, plan), plan
+            self._hidden = [info.state for info in plan.states if info.kind is StateKind.HIDDEN]
+        if self._left is None or self._left[0] is not held(traces) or not plan.carry.remembers:
             return
-        pairs = list(zip(self._left[1], _hidden_leaves(plan), strict=True))
+        now = [held(state) for state in self._hidden]
+        if all(a is b for a, b in zip(self._left[1], now, strict=True)):
+            return
+        pairs = list(zip(jax.tree.leaves(self._left[1]), jax.tree.leaves(now), strict=True))
         fits = all(jax.numpy.shape(a) == jax.numpy.shape(b) for a, b in pairs)  # another error tells of other shapes
         if fits and any(a is not b for a, b in pairs):
             self._left = None
@@ -89,5 +99,33 @@ def _state_at(model: Any, path: Sequence[Any]) -> brainstate.State | None:
     return model if isinstance(model, brainstate.State) else None
 
 
-def _hidden_leaves(plan: Plan) -> list[Any]:
-    return [leaf for info in plan.graph.module_info.hidden for leaf in jax.tree.leaves(info.state.value)]
+def held(state: brainstate.State) -> Any:
+    """The value of a state, to be compared by identity: a read in brainstate's eyes takes ten times as long."""
+    return state._value if hasattr(state, "_value") else state.value
+
+
+def _places(model: Any, plan: Plan) -> list[tuple[Any, Any, Any]]:
+    """What holds each state of a model, and each module on the way to it: a mapping or list, a key, and what is there.
+
+    It is looked up at every call, so each is listed once.
+    """
+    found = {}
+    for info in plan.states:
+        above, steps = model, {}
+        for key in info.path:
+            holder = above if isinstance(above, (list, tuple, dict)) else getattr(above, "__dict__", {})
+            try:
+                below = holder[key]
+            except (LookupError, TypeError):  # made when it is asked for
+                break
+            steps[id(above), key] = holder, key, below
+            above = below
+        found |= steps
+    return list(found.values())
+
+
+def _in_place(places: Iterable[tuple[Any, Any, Any]]) -> bool:
+    try:
+        return all(holder[key] is there for holder, key, there in places)
+    except LookupError:
+        return False

@@ -167,7 +167,7 @@ class SequenceDrivers:
 
     def _leave(self) -> None:
         if not under_trace():
-            self._drivers.hold.leave(self.plan, self.etraces.value)
+            self._drivers.hold.leave(self.etraces)
 
     def _fold_length(self, fold: int | str | None, T: int) -> FoldLength:
         fold = self.fold if fold is None else fold
@@ -192,7 +192,7 @@ class SequenceDrivers:
         if under_trace():
             check_step_fn(step_fn, sequences)
             return make()
-        self._drivers.hold.resume(self.model, self.plan, self.etraces.value)
+        self._drivers.hold.resume(self.model, self.plan, self.etraces)
         settings: Any = jax.config
         leaves, tree = jax.tree.flatten(sequences)
         shapes = tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
@@ -214,9 +214,9 @@ class SequenceDrivers:
         if under_trace() or settings.jax_disable_jit:
             return function(*args)
         hold = self._drivers.hold
-        hold.resume(self.model, self.plan, self.etraces.value)
+        hold.resume(self.model, self.plan, self.etraces)
         out = self._drivers.get((id(self), key), lambda: CompiledCall(function))(*args)
-        hold.leave(self.plan, self.etraces.value)
+        hold.leave(self.etraces)
         return out
 
 

@@ -12,7 +12,7 @@ from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._local import Blocks
 from braintrace_algos._plan import Operands, Plan
-from braintrace_algos._step import Inputs, StepResult, Tape
+from braintrace_algos._step import Inputs, StepResult, Tape, tape_of
 from braintrace_algos._truncation import TruncatedTrace
 from braintrace_compiler import ETraceGraph, Known, LinearMemory, Omission, true_diagonals
 from braintrace_primitives._jax_compat import eval_jaxpr
@@ -132,7 +132,8 @@ class ModulatedTraceCarry(TraceCarry):
         value = self._value(plan)
         if plan.batch is not None and value.ndim == 0:
             value = jnp.broadcast_to(value, (plan.batch,))
-        return Modulated(*super().observe(plan, result), value)
+        tape = tape_of(plan, result)
+        return Modulated(tape.kept, tape.x, value)
 
     def absorbed(self, graph: ETraceGraph) -> tuple[LinearMemory, ...]:
         return ()
