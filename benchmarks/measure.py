@@ -8,6 +8,9 @@ from typing import Any
 from .processes import Remote, SideError
 from .regimes import BASE, Profile, Regime, Side
 
+_CURVES = (BASE, "checkpointed BPTT", "strict D-RTRL", "multi-step 64")
+"""Sides whose memory is measured along T."""
+
 Report = dict[str, Any]
 Log = Callable[[str], None]
 
@@ -111,9 +114,7 @@ def run(profile: Profile, all_sides: Sequence[Side], workers: dict[str, Remote],
     }
     if profile.lengths:
         at = profile.regimes[0]
-        curves = [
-            s for s in sides if s.worker == "ours" and s.method in ("bptt", "checkpointed_bptt", "strict", "window")
-        ]
+        curves = [s for s in sides if s.name in _CURVES]
         log(f"{at}: memory against T")
         report["memory"] = memory(at, curves, workers, profile.lengths)
     report["seconds"] = time.perf_counter() - start

@@ -96,7 +96,7 @@ def window(regime: Regime, window: int):
 
 
 def windows(regime: Regime, window: int):
-    """The same with a loss function of single steps, so that several windows are folded at once."""
+    """The same with a loss function of single steps: several windows may be folded at once."""
     return _sequence(regime, compiled(regime, "d_rtrl", vjp_method="multi-step", window=min(window, regime.T)))
 
 
