@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from braintrace_algos import D_RTRL, LearnerError, LearnerTypeError, MultiStepData, SingleStepData, compile
-from braintrace_primitives import matmul
+from braintrace_primitives import _rows, _trace_rule, matmul
 
 
 def compiled(model, data, **options):
@@ -34,6 +34,22 @@ def test_a_window_is_as_the_driver_s(recurrent_model, data, loss, distance, vjp_
     assert distance(learner.etraces.value, traces) < 1e-5
     assert distance(hidden, recurrent_model.v.value) < 1e-6
     assert int(learner.running_index.value) == len(data[0])
+
+
+@pytest.mark.parametrize("options", [{"fold": 3}, {"vjp_method": "multi-step", "window": 3, "fold": 6}])
+def test_large_traces_are_turned_as_small_ones(recurrent_model, data, loss, distance, options, monkeypatch):
+    """Contracted, then written in their place: the filtered states and the rest, weights and biases."""
+    found = []
+    for large in (False, True):
+        if large:
+            monkeypatch.setattr(_trace_rule, "_LARGE", 1)
+            monkeypatch.setattr(_rows, "_LEAST", 1)
+        learner = compiled(recurrent_model, data, **options)
+        gradient = learner.etrace_grad(*data, step_fn=lambda x, y, learner=learner: loss(learner(x), y))
+        found.append((gradient, learner.etraces.value))
+        learner.reset_state()
+    assert distance(*(gradient for gradient, _ in found)) < 1e-5
+    assert distance(*(traces for _, traces in found)) < 1e-5
 
 
 def test_windows_differ_from_single_steps(recurrent_model, data, loss, distance):
