@@ -24,7 +24,7 @@ class Hold:
 
     def leave(self, traces: brainstate.State) -> None:
         """Remember hidden states and traces."""
-        self._left = held(traces), [held(state) for state in self._hidden]
+        self._left = _held(traces), [_held(state) for state in self._hidden]
 
     def resume(self, model: Any, plan: Plan, traces: brainstate.State) -> None:
         """Warn where hidden states were written since, and traces were not: these belong to other states."""
@@ -33,13 +33,15 @@ class Hold:
             self._left = self._left if self._plan is plan else None
             self._places, self._plan = _places(model, plan), plan
             self._hidden = [info.state for info in plan.states if info.kind is StateKind.HIDDEN]
-        if self._left is None or self._left[0] is not held(traces) or not plan.carry.remembers:
+        if self._left is None or self._left[0] is not _held(traces) or not plan.carry.remembers:
             return
-        now = [held(state) for state in self._hidden]
+        now = [_held(state) for state in self._hidden]
         if all(a is b for a, b in zip(self._left[1], now, strict=True)):
             return
+        if jax.tree.structure(now) != jax.tree.structure(self._left[1]):
+            return  # another error tells of values that do not fit
         pairs = list(zip(jax.tree.leaves(self._left[1]), jax.tree.leaves(now), strict=True))
-        fits = all(jax.numpy.shape(a) == jax.numpy.shape(b) for a, b in pairs)  # another error tells of other shapes
+        fits = all(jax.numpy.shape(a) == jax.numpy.shape(b) for a, b in pairs)
         if fits and any(a is not b for a, b in pairs):
             self._left = None
             warnings.warn(
@@ -99,7 +101,7 @@ def _state_at(model: Any, path: Sequence[Any]) -> brainstate.State | None:
     return model if isinstance(model, brainstate.State) else None
 
 
-def held(state: brainstate.State) -> Any:
+def _held(state: brainstate.State) -> Any:
     """The value of a state, to be compared by identity: a read in brainstate's eyes takes ten times as long."""
     return state._value if hasattr(state, "_value") else state.value
 
