@@ -20,6 +20,7 @@ from braintrace_primitives._jax_compat import (
     build_jaxpr,
     eval_jaxpr,
     fresh_var,
+    jit_p,
     make_jaxpr_without_consts,
     source_line,
     sub_jaxprs,
@@ -40,6 +41,7 @@ __all__ = [
     "eval_jaxpr",
     "fresh_var",
     "inline",
+    "inline_jit",
     "name_literal_outputs",
     "needed",
     "reads",
@@ -186,6 +188,15 @@ def inline(jaxpr: Jaxpr, consts: Sequence[Any], expand: Expand) -> tuple[Jaxpr, 
     env: dict[Var, Any] = {}
     opening.run(jaxpr.eqns, env)
     return opening.finish(jaxpr, [resolve(env, v) for v in jaxpr.outvars], consts)
+
+
+def inline_jit(jaxpr: Jaxpr, consts: Sequence[Any]) -> tuple[Jaxpr, list[Any]]:
+    """`inline` of what is under ``jit``."""
+
+    def open_body(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        return opening.call(eqn.params["jaxpr"], operands)
+
+    return inline(jaxpr, consts, lambda eqn: open_body if eqn.primitive is jit_p else None)
 
 
 def name_literal_outputs(jaxpr: Jaxpr, consts: Sequence[Any]) -> tuple[Jaxpr, list[Any]]:

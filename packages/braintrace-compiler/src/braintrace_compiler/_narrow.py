@@ -13,9 +13,9 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from braintrace_primitives._jax_compat import add_jaxvals_p, jit_p
+from braintrace_primitives._jax_compat import add_jaxvals_p
 
-from ._jaxpr import Jaxpr, JaxprEqn, Literal, Opening, Var, inline, needed, reads, slice_program
+from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, inline_jit, needed, reads, slice_program
 from ._positions_relations import is_listed, primitives_of_lax
 from ._repetitions import without_repetitions
 from ._running_sums import bytes_of
@@ -64,7 +64,7 @@ def narrow_cut(program: Jaxpr, consts: Sequence[Any] = ()) -> NarrowCut:
     >>> [[eqn.primitive.name for eqn in part.eqns] for part in (cut.first, cut.second)]
     [['abs', 'neg', 'exp'], ['sub', 'mul']]
     """
-    program, consts = inline(program, consts, lambda eqn: _open if eqn.primitive is jit_p else None)
+    program, consts = inline_jit(program, consts)
     program = without_repetitions(program, _is_pure)
     fixed, inputs = program.invars[: len(consts)], program.invars[len(consts) :]
     passing = _narrowest(program, inputs)
@@ -74,10 +74,6 @@ def narrow_cut(program: Jaxpr, consts: Sequence[Any] = ()) -> NarrowCut:
     second, outside = slice_program(program, eqns, [*fixed, *passing], program.outvars)
     assert not outside
     return NarrowCut(first, second, consts)
-
-
-def _open(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    return opening.call(eqn.params["jaxpr"], operands)
 
 
 def _is_pure(eqn: JaxprEqn) -> bool:

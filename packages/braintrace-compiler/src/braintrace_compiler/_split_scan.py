@@ -21,7 +21,7 @@ from braintrace_primitives._jax_compat import (
 )
 
 from ._flow import influence, is_marked
-from ._jaxpr import Jaxpr, JaxprEqn, Literal, Opening, Var, bodies, eval_jaxpr, inline, needed, reads, slice_program
+from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, bodies, eval_jaxpr, inline_jit, needed, reads, slice_program
 from ._positions_relations import is_listed, primitives_of_lax
 from ._repetitions import without_repetitions
 from ._running_sums import bytes_of, without_sums
@@ -81,7 +81,7 @@ def split_scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any)
 
     types = [jax.typeof(v) for v in own], [(t := jax.typeof(v)).update(shape=t.shape[1:]) for v in given]
     program, consts = make_jaxpr_without_consts(jax.make_jaxpr(flat)(*types[0], *types[1]))
-    program, opened = inline(program, (), lambda eqn: _open if eqn.primitive is jit_p else None)
+    program, opened = inline_jit(program, ())
     consts = [*opened, *consts]
     length = given[0].shape[0] if given else 1
     if length == 1 or not _agree(types[0], program.outvars):
@@ -103,10 +103,6 @@ def split_scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any)
 def _agree(types: Sequence[Any], outvars: Sequence[Any]) -> bool:
     """Whether the state keeps its types; if not, JAX says so, or changes one where it may."""
     return all(t.shape == v.aval.shape and t.dtype == v.aval.dtype for t, v in zip(types, outvars, strict=False))
-
-
-def _open(opening: Opening, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    return opening.call(eqn.params["jaxpr"], operands)
 
 
 class Part(NamedTuple):
