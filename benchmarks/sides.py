@@ -95,9 +95,10 @@ def window(regime: Regime, window: int):
     return _sequence(regime, compiled(regime, "d_rtrl", vjp_method="multi-step", window=K))
 
 
-def windows(regime: Regime, window: int):
+def windows(regime: Regime, window: int, **options: Any):
     """The same with a loss function of single steps: several windows may be folded at once."""
-    return _sequence(regime, compiled(regime, "d_rtrl", vjp_method="multi-step", window=min(window, regime.T)))
+    K = min(window, regime.T)
+    return _sequence(regime, compiled(regime, "d_rtrl", vjp_method="multi-step", window=K), **options)
 
 
 def full(regime: Regime):

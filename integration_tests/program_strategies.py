@@ -86,6 +86,13 @@ class _Builder:
             y = self.add("centre", y)
         return self.pick(y, self.add("tanh", y))
 
+    def following(self, leader: int, operand: int) -> int:
+        """A state without a past of its own: made of the one before it, gated now and then."""
+        value = self.add("tanh", leader)
+        if self.flip():
+            value = self.add("mul", self.add("sigmoid", self.matmul(operand, self.sizes[leader])), value)
+        return self.moved(value) if self.flip(4) else value
+
     def decay(self, state: int) -> int:
         past = self.before(state)
         kind = self.pick("constant", "constant", "marked", "gain", "soft", "centred", "forgets")
@@ -127,6 +134,10 @@ def programs(draw: Any) -> Program:
             operand = b.cat(operand, b.add("mul", reset, b.before(last)))
         arriving = b.drive(operand, size)
         for k, state in enumerate(layer):
+            if k and b.flip(4):
+                b.new[state] = b.following(b.new[layer[k - 1]], operand)
+                arriving = b.new[state]
+                continue
             kept = b.decay(state)
             if k and b.flip():
                 arriving = b.add("keep", b.before(layer[k - 1]))

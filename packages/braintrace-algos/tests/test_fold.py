@@ -12,7 +12,6 @@ from braintrace_algos._feeds import collect, spread
 from braintrace_algos._fold import fold
 from braintrace_algos._fold_types import Window
 from braintrace_algos._step import Tape
-from braintrace_algos.carries import _trace
 from braintrace_compiler import Feed, FeedKind, Known
 from braintrace_primitives import _rows
 
@@ -66,42 +65,6 @@ def test_a_window_equals_its_steps(model, data, by_rows, monkeypatch):
     grads, _, new = fold(plan, window, traces, weights, [])
     np.testing.assert_allclose(grads[paths.index(("w",))]["weight"], dw, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(new[keys["w",]]["weight"], e, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("mistaken", [False, True])
-def test_states_that_none_reads_follow_from_the_last_step(model, data, mistaken, monkeypatch):
-    """In windows that are differentiated as a whole; wrong if the second state is read after all (`mistaken`)."""
-    xs, _ = data
-    K, B, I, H, S = 4, xs.shape[1], 4, 5, 2
-    plan = compile(model, D_RTRL, xs[0], batch_size=B, vjp_method="multi-step").plan
-    plan = plan._replace(couplings=tuple(c._replace(rule=getattr(c.rule, "rule", c.rule)) for c in plan.couplings))
-    keys = {plan.operations[c.operation].weight_path: c.key for c in plan.couplings}
-    paths = [op.weight_path for op in plan.operations]
-    rng = np.random.default_rng(0)
-    D, F, e = rng.normal(size=(K, S, S, B, H)), rng.normal(size=(K, S, B, H)), rng.normal(size=(S, B, I, H))
-    x, entry = rng.normal(size=(K, B, I)), jnp.asarray(rng.normal(size=(S, B, H)), jnp.float32)
-    if mistaken:
-        monkeypatch.setattr(_trace, "read_states", lambda own, D, K: (0,))
-    else:
-        D[:, :, 1] = 0
-    rows = tuple((D[:, s, 0], D[:, s, 1] if mistaken else Known(0)) for s in range(S))
-    factors = {keys["w",]: tuple(F[:, s] for s in range(S)), keys["gain",]: (Known(0),) * S}
-    x_of = {("w",): x, ("gain",): None, ("out",): jnp.zeros((K, B, H))}
-    b_of = {("w",): jnp.zeros((K, B, H)), ("gain",): jnp.zeros((K, H)), ("out",): jnp.zeros((K, B, 2))}
-    plan = plan._replace(local={0: AsGiven((rows, factors))})
-    tape = Tape({0: (rows, factors)}, tuple(x_of[p] for p in paths))
-    window = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), Window(tape, [b_of[p] for p in paths], {}, np.ones(K)))
-    traces = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), plan.carry.init(plan))
-    traces[keys["w",]] = {"weight": jnp.asarray(e, jnp.float32), "bias": jnp.zeros((S, B, H))}
-    weights = plan.weights([leaf for s in plan.parameters.values() for leaf in jax.tree.leaves(s.value)])
-    grads, _, new = fold(plan, window, traces, weights, [], {0: entry})
-
-    np.testing.assert_allclose(
-        grads[paths.index(("w",))]["weight"], np.einsum("sbo,sbio->io", entry, e), rtol=1e-4, atol=1e-4
-    )
-    for t in range(K):
-        e = np.einsum("srbo,rbio->sbio", D[t], e) + np.einsum("sbo,bi->sbio", F[t], x[t])
-    assert np.allclose(new[keys["w",]]["weight"], e, rtol=1e-4, atol=1e-4) is not mistaken
 
 
 @pytest.mark.parametrize(

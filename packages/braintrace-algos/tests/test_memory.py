@@ -165,18 +165,21 @@ def test_the_compilation_report_foretells_factors(vmap):
 
 
 @pytest.mark.parametrize(
-    ("options", "kept_as", "states"),
+    ("options", "kept_as", "beside"),
     [
-        ({}, ["a full trace", None], 1),
-        ({"vjp_method": "multi-step", "window": 4}, ["a full trace", "the latest step"], 2),
+        ({}, ["a full trace", None], 0),
+        ({"vjp_method": "multi-step", "window": 4}, ["a full trace", "the latest step"], F32 * B * H),
     ],
 )
-def test_the_report_tells_what_single_steps_keep_and_what_windows_do(options, kept_as, states):
+def test_the_report_tells_what_single_steps_keep_and_what_windows_do(options, kept_as, beside):
+    """The gated output follows from the membrane: its trace is made of the other's by a number for each unit."""
     learner = compiled(OutputGate(), **options)
     assert [o["kept_as"] for o in learner.report.operations] == kept_as
     full, latest = learner.report.operations
-    assert full["trace_bytes"] == F32 * states * B * (I + H) * H
-    assert sum(learner.memory_report().traces.values()) == full["trace_bytes"] + latest["trace_bytes"]
+    assert full["trace_bytes"] == F32 * B * (I + H) * H
+    assert sum(learner.memory_report().traces.values()) == full["trace_bytes"] + latest["trace_bytes"] + beside
+    assert ("is made of" in learner.report.notes) == bool(beside)
+    assert "keeps of the past takes" not in learner.report.notes
     assert [o["kept_as"] for o in learner.graph.report().operations] == ["a full trace", None]
 
 

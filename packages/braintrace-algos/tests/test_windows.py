@@ -238,11 +238,8 @@ def test_traces_of_states_that_none_reads_are_those_of_single_steps(distance):
     for x in xs:
         learner(x)
     expected = learner.etraces.value
-    assert {name for trace in expected.values() for name in trace} == {
-        "weight",
-        "factor",
-        "x",
-    }  # the gate keeps factors
+    kept = {name for trace in expected.values() if isinstance(trace, dict) for name in trace}
+    assert kept == {"weight", "factor", "x"}  # the gate keeps factors
     learner.reset_state()
     for window in (xs[:3], xs[3:]):
         learner(MultiStepData(window))

@@ -233,23 +233,26 @@ class FactoredTraceRule(TraceRule):
     def _filtered(self, trace, blocks, xs, factors):
         """The filtered inputs, one step on."""
         x = trace["x"]
-        kept, added = _shared(_block(blocks, self.states, self.states), 2), _shared(_columns(factors, self.states), 2)
+        kept, added = (
+            _shared(block_of(blocks, self.states, self.states), 2),
+            _shared(columns_of(factors, self.states), 2),
+        )
         new = jnp.tensordot(kept, x, 1) + jnp.tensordot(added.T, xs.astype(x.dtype), 1)
         return {"x": new} | ({"one": kept @ trace["one"] + added.sum(0)} if "one" in trace else {})
 
     def _into_rest(self, trace, blocks, xs, factors):
         """Blocks, inputs and factors of the other states, and further steps: the filtered inputs."""
         own, rest, x = self.states, self._rest(factors.shape[1]), trace["x"]
-        across = jnp.moveaxis(_block(blocks, rest, own), 1, 0)
+        across = jnp.moveaxis(block_of(blocks, rest, own), 1, 0)
         further = [(x, across)]
         if "one" in trace:
             beside = across * (trace["one"] - 1).reshape(-1, *(1,) * (across.ndim - 1))
             further.append((jnp.zeros_like(x), beside))
-        xs, factors = xs.astype(x.dtype), _columns(factors, rest)
+        xs, factors = xs.astype(x.dtype), columns_of(factors, rest)
         if len(xs) == 1:  # so few steps are one pass over the trace
             more_xs, more_factors = zip(*further, strict=True)
             xs, factors, further = jnp.concatenate([xs, *more_xs]), jnp.concatenate([factors, *more_factors]), []
-        return (_block(blocks, rest, rest), xs, factors), further
+        return (block_of(blocks, rest, rest), xs, factors), further
 
     def _with(self, further, trace, weights, params):
         """The trace of the other states and what further steps add, element by element, so that nothing is joined."""
@@ -260,11 +263,11 @@ class FactoredTraceRule(TraceRule):
         return trace
 
     def _of_rest(self, signal):
-        return _rows(signal, self._rest(signal.shape[0]))
+        return rows_of(signal, self._rest(signal.shape[0]))
 
     def _through_filtered(self, trace, signal, weights, params):
         """The gradient by way of the states that factorise."""
-        x, sent = trace["x"].astype(signal.dtype), _rows(signal, self.states)
+        x, sent = trace["x"].astype(signal.dtype), rows_of(signal, self.states)
         of_x = self.rule.pullback(x, weights, sent, params)
         if "one" not in trace:
             return of_x
@@ -273,16 +276,19 @@ class FactoredTraceRule(TraceRule):
         return {name: of_x[name] + of_one[name] for name in weights}
 
 
-def _rows(values, places):
+def rows_of(values: Any, places: Sequence[int]) -> Any:
+    """The rows of some states, of (S, ...)."""
     # One by one: XLA sees through slices and stacks, but not through a gather.
     return jnp.stack([values[place] for place in places])
 
 
-def _columns(values, places):
+def columns_of(values: Any, places: Sequence[int]) -> Any:
+    """The entries of some states, of (K, S, ...)."""
     return jnp.stack([values[:, place] for place in places], 1)
 
 
-def _block(blocks, rows, columns):
+def block_of(blocks: Any, rows: Sequence[int], columns: Sequence[int]) -> Any:
+    """The block between some states, of (S, S, ...)."""
     return jnp.stack([jnp.stack([blocks[row][column] for column in columns]) for row in rows])
 
 

@@ -157,9 +157,9 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         plan = self.plan
         report = self.graph.report(plan.batch or 1, plan.memories, plan.truncated, plan.step)
         remarks = plan.carry.remarks(plan)
-        told, held = map(
-            readable_bytes, (sum(o["trace_bytes"] for o in report.operations), tree_bytes(self.etraces.value))
-        )
+        followed = sum(tree_bytes(self.etraces.value[f.key]) for f in plan.followed.values())
+        traces = sum(o["trace_bytes"] for o in report.operations)
+        told, held = readable_bytes(traces + followed), readable_bytes(tree_bytes(self.etraces.value))
         if held != told:
             remarks.append(f"What this learner keeps of the past takes {held}; D-RTRL's traces, as told above, {told}.")
         short = [] if under_trace() else [str(trace) for trace in self.truncation.traces]

@@ -4,8 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from braintrace_compiler import NarrowCut, differentiate, narrow_cut
+from braintrace_compiler import (
+    Following,
+    Known,
+    NarrowCut,
+    differentiate,
+    differentiate_following,
+    find_following,
+    narrow_cut,
+)
 from braintrace_primitives._jax_compat import eval_jaxpr, make_jaxpr_without_consts
 
 from ._absorption import absorb
@@ -20,7 +29,7 @@ Each entry is an array (*positions), of F (*elements), or a number that is known
 
 
 class LocalDerivatives(NamedTuple):
-    """D and F of a group, as a step that keeps little and a program that makes them of what was kept.
+    """Derivatives within a group, as a step that keeps little and a program that makes them of what was kept.
 
     Attributes
     ----------
@@ -28,7 +37,7 @@ class LocalDerivatives(NamedTuple):
         Of the step, whose values are needed.
     cut : NarrowCut
     tree : PyTreeDef
-        Of `Blocks`, whose leaves are the entries that are arrays.
+        Of `Blocks` or `Rows`, whose leaves are the entries that are arrays.
     """
 
     variables: tuple[Any, ...]
@@ -36,24 +45,94 @@ class LocalDerivatives(NamedTuple):
     tree: Any
 
     @classmethod
-    def of(cls, variables: Sequence[Any], derivatives: Callable[..., Blocks]) -> "LocalDerivatives":
+    def of(cls, variables: Sequence[Any], derivatives: Callable[..., Any]) -> "LocalDerivatives":
         """Of a function that takes the values of `variables`."""
         shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
         traced, blocks = jax.make_jaxpr(derivatives, return_shape=True)(*shapes)
         return cls(tuple(variables), narrow_cut(*make_jaxpr_without_consts(traced)), jax.tree.structure(blocks))
 
     @property
-    def pattern(self) -> Blocks:
-        """The blocks with numbers that are known, and None for arrays."""
+    def pattern(self) -> Any:
+        """The derivatives with numbers that are known, and None for arrays."""
         return self.tree.unflatten([None] * self.tree.num_leaves)
 
     def keep(self, values: Sequence[Any]) -> list[Any]:
         """What to keep of a step, from the values of `variables`."""
         return eval_jaxpr(self.cut.first, *self.cut.consts, *values)
 
-    def blocks(self, kept: Sequence[Any]) -> Blocks:
-        """D and F of the step of which `kept` is left."""
+    def blocks(self, kept: Sequence[Any]) -> Any:
+        """The derivatives of the step of which `kept` is left."""
         return self.tree.unflatten(eval_jaxpr(self.cut.second, *self.cut.consts, *kept))
+
+
+class Followed(NamedTuple):
+    """States of a group that follow from others, h = o tanh(c) of an LSTM, and need no trace of their own.
+
+    With κ = ∂h_f^t/∂h_r^t the trace of a follower f is e_f^t = sum_r κ_fr^t e_r^t + F_f^t ∂y^t/∂w, where F_f is what an
+    operation brings around its leaders r. A signal L is one of L_r + sum_f κ_fr L_f at the leaders, and of L_f at that
+    second part, which stands for e_f: its rows of D are zero.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of the followers, and of the leaders.
+    states : Following
+    leaders, followers : tuple of int
+        Their places among the states that carry a trace.
+    kappa : LocalDerivatives
+        Of a step, a row for each follower.
+    """
+
+    names: tuple[str, str]
+    states: Following
+    leaders: tuple[int, ...]
+    followers: tuple[int, ...]
+    kappa: LocalDerivatives
+
+    @classmethod
+    def of(cls, plan: Plan, index: int) -> "Followed | None":
+        """What follows in a traced group, if anything."""
+        transition, live = plan.transitions[index], plan.live[index]
+        states = None if plan.memories_of(index) else find_following(transition, live)
+        if states is None:
+            return None
+        leaders, followers = (tuple(live.index(s) for s in part) for part in (states.leaders, states.followers))
+        variables, inputs_of = _inputs(plan, index)
+        own, of = (" and ".join(plan.live_names(index, places)) for places in (followers, leaders))
+
+        def kappa(*values: Any) -> Rows:
+            return differentiate_following(states, transition, [], inputs_of(values))[0]
+
+        return cls((own, of), states, leaders, followers, LocalDerivatives.of(variables, kappa))
+
+    @property
+    def key(self) -> str:
+        """Under which κ is carried."""
+        return "{} from {}".format(*self.names)
+
+    def blocks(self, D: Rows, F: Sequence[Sequence[Any]], around: Sequence[Sequence[Any]]) -> Any:
+        """D and F of all states, from those of the leaders and what reaches followers around them."""
+        place, S = {p: i for i, p in enumerate(self.leaders)}, range(len(self.leaders) + len(self.followers))
+        own = {p: i for i, p in enumerate(self.followers)}
+        rows = tuple(tuple(D[place[s]][place[r]] if s in place and r in place else Known(0) for r in S) for s in S)
+        pairs = zip(F, around, strict=True)
+        return rows, [tuple(f[place[s]] if s in place else more[own[s]] for s in S) for f, more in pairs]
+
+    def led(self, signals: Any, kappa: Any, axis: int = 0) -> Any:
+        """Signals, (S, *positions) from `axis` on, as leaders meet them; κ is (followers, leaders, *positions)."""
+        rows = list(jnp.moveaxis(signals, axis, 0))
+        weights = jnp.moveaxis(kappa, (axis, axis + 1), (0, 1)).astype(signals.dtype)
+        for i, r in enumerate(self.leaders):
+            rows[r] = rows[r] + sum(weights[j, i] * rows[f] for j, f in enumerate(self.followers))
+        return jnp.stack(rows, axis)
+
+
+def _inputs(plan: Plan, index: int) -> tuple[tuple[Any, ...], Callable[[Sequence[Any]], list[Any]]]:
+    """The variables of the step that a transition depends on, and the function that makes its inputs of these."""
+    transition = plan.transitions[index]
+    count = len(transition.group.hidden_invars)
+    variables = (*transition.group.hidden_invars, *transition.y_vars, *transition.constvars)
+    return variables, lambda values: [*transition.group.split(list(values[:count])), *values[count:]]
 
 
 def derivatives_of(plan: Plan, index: int) -> tuple[tuple[Any, ...], Callable[..., Blocks]]:
@@ -62,21 +141,24 @@ def derivatives_of(plan: Plan, index: int) -> tuple[tuple[Any, ...], Callable[..
     Both have the rows of what the group takes in.
     """
     transition, live, memories = plan.transitions[index], plan.live[index], plan.memories_of(index)
-    group, remembers = transition.group, transition.remembers or bool(memories)
+    remembers, followed = transition.remembers or bool(memories), plan.followed.get(index)
     couplings = [c for c in plan.couplings if c.group == index]
     feeds = [(c.slot, c.feed) for c in couplings]
-    parts = [group.hidden_invars, transition.y_vars, transition.constvars, *(m.constvars for m in memories)]
+    variables, inputs_of = _inputs(plan, index)
 
     def derivatives(*values: Any) -> Blocks:
-        taken = iter(values)
-        h, y, constants, *taps = ([next(taken) for _ in part] for part in parts)
-        inputs = [*group.split(h), *y]
-        D, F = differentiate(transition, feeds, live, [*inputs, *constants])
-        for memory, tap in zip(memories, taps, strict=True):
-            D, F = absorb(memory, live, [slot for slot, _ in feeds], D, F, [*inputs, *tap])
+        own, taps = values[: len(variables)], iter(values[len(variables) :])
+        inputs = inputs_of(own)
+        D, F = differentiate(transition, feeds, live if followed is None else followed.states.leaders, inputs)
+        if followed is not None:
+            D, F = followed.blocks(D, F, differentiate_following(followed.states, transition, feeds, inputs)[1])
+        inner = inputs[: transition.group.num_state + len(transition.y_vars)]
+        for memory in memories:
+            tap = [next(taps) for _ in memory.constvars]
+            D, F = absorb(memory, live, [slot for slot, _ in feeds], D, F, [*inner, *tap])
         return D if remembers else None, {c.key: tuple(f) for c, f in zip(couplings, F, strict=True)}
 
-    return tuple(v for part in parts for v in part), derivatives
+    return (*variables, *(v for m in memories for v in m.constvars)), derivatives
 
 
 def with_local(plan: Plan, derivatives: Callable[[Plan, int], tuple[tuple[Any, ...], Callable[..., Blocks]]]) -> Plan:

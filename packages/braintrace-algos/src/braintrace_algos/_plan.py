@@ -109,6 +109,8 @@ class Plan(NamedTuple):
         What traced groups take in of the memory behind them; its states follow the live ones of a group.
     local : dict
         Traced group -> `LocalDerivatives`, where the carry has use for D and F.
+    followed : dict
+        Traced group -> `Followed`, where some of its states follow from others and the carry makes use of that.
     """
 
     graph: ETraceGraph
@@ -122,6 +124,7 @@ class Plan(NamedTuple):
     feedback: dict[int, dict[str, Any]] | None = None
     memories: tuple[LinearMemory, ...] = ()
     local: Mapping[int, Any] = MappingProxyType({})
+    followed: Mapping[int, Any] = MappingProxyType({})
 
     @property
     def operations(self) -> tuple[MarkedOperation, ...]:

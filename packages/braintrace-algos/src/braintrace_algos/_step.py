@@ -93,20 +93,25 @@ class Tape(NamedTuple):
         Group -> what D and F are made of, see `LocalDerivatives`.
     x : Inputs
         Input of each operation, or None.
+    kappa : dict, optional
+        Group -> what κ of the states that follow from others is made of, see `Followed`.
     """
 
     kept: dict[int, list[Any]]
     x: Any
+    kappa: dict[int, list[Any]] | None = None
 
 
 def tape_of(plan: Plan, result: StepResult) -> Tape:
     """What is kept of a step for D and F of every traced group, and the inputs of the operations."""
-    kept = {}
-    for index in plan.traced:
-        local = plan.local[index]
+
+    def keep(local: Any) -> list[Any]:
         values = [jax.lax.stop_gradient(result.observed[v]) for v in local.variables]
-        kept[index] = (local.keep if plan.batch is None else jax.vmap(local.keep))(values)
-    return Tape(kept, operation_inputs(plan, result))
+        return (local.keep if plan.batch is None else jax.vmap(local.keep))(values)
+
+    kept = {index: keep(plan.local[index]) for index in plan.traced}
+    kappa = {index: keep(followed.kappa) for index, followed in plan.followed.items()}
+    return Tape(kept, operation_inputs(plan, result), kappa)
 
 
 @jax.tree_util.register_pytree_node_class

@@ -41,6 +41,9 @@ from ._feeds import Feed as Feed
 from ._feeds import FeedKind as FeedKind
 from ._feeds import LocalTransition as LocalTransition
 from ._flow import influence as influence
+from ._following import Following as Following
+from ._following import differentiate_following as differentiate_following
+from ._following import find_following as find_following
 from ._from_module import add_hidden_perturbation_from_module as add_hidden_perturbation_from_module
 from ._from_module import find_hidden_groups_from_module as find_hidden_groups_from_module
 from ._from_module import (

@@ -47,7 +47,7 @@ def differentiate(
             eqns, out = needed(program.eqns, [program.outvars[s]]), [program.outvars[s]]
             own = build_jaxpr(program.invars, out, eqns, like=program)
             new, pull = jax.vjp(lambda h, y, own=own: eval_jaxpr(own, *h, *y, *others), h, y)
-            found = _rows(transition, feeds, states, y, new, pull)
+            found = rows_of(transition, feeds, states, y, new, pull)
         else:
             found = known
         D.append(tuple(v if n is None else Known(n) for n, v in zip(known[0], found[0], strict=True)))
@@ -56,7 +56,7 @@ def differentiate(
     return tuple(D), [tuple(column) for column in F]
 
 
-def _rows(
+def rows_of(
     transition: LocalTransition,
     feeds: Sequence[tuple[int, Feed]],
     states: Sequence[int],

@@ -13,6 +13,7 @@ from ._certificate import Truncated
 from ._constant_factors import factored_states, outlasts_step, reaches
 from ._diagnostics import Path
 from ._feeds import Feed, FeedKind, LocalTransition
+from ._following import find_following
 from ._hidden_groups import HiddenGroup
 from ._jaxpr import Literal
 from ._module_info import ModuleInfo
@@ -66,15 +67,26 @@ def relation_memory(
         slots = [transition.y_vars.index(use.y_var) for use in relation.uses]
         if not more and not reaches(transition, slots, states):
             continue
-        constant = len(factored_states(transition, slots, feed, operation, states))
-        lasts = constant or more or outlasts_step(transition, slots, states)
+        following = None if more else find_following(transition, states)
+        around = len(following.followers) if following and not following.direct.isdisjoint(slots) else 0
+        leaders = following.leaders if following else states
+        constant = len(factored_states(transition, slots, feed, operation, leaders))
+        lasts = constant or more or outlasts_step(transition, slots, leaders)
         steps = truncated.get((relation.y_var, group.index), 0 if lasts else 1)
-        if steps and operation.x_var is not None:
+
+        def latest(steps: int, states: int, operation: Any = operation, elements: Any = elements) -> int:
             x = int(operation.x_var.aval.size) * np.dtype(operation.x_var.aval.dtype).itemsize
-            trace += len(relation.uses) * steps * ((len(states) + more) * math.prod(elements) * size + x)
+            return len(relation.uses) * steps * (states * math.prod(elements) * itemsize(operation.y_var) + x)
+
+        if steps and operation.x_var is not None:
+            trace += latest(steps, len(states) + more)
             kept.add(f"the last {steps} steps" if steps > 1 else "the latest step")
             continue
-        rest = len(states) - constant + more
+        if around and operation.x_var is not None:
+            trace += latest(1, around)
+            kept.add("the latest step")
+            around = 0
+        rest = len(leaders) - constant + more + around
         if constant:
             assert operation.x_var is not None  # an operation without input is not affine in it
             ones = operation.spec.trace_rule.acts_beside_input(operation.weight_vars)

@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._entries import Rows, is_zero, matrix, stacked
-from braintrace_algos._factored_rules import FactoredTraceRule, RecentStepsTraceRule, TruncatedTraceRule
+from braintrace_algos._entries import Rows, stacked
 from braintrace_algos._feeds import feed_shape, spread
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_compiler import Known
@@ -75,54 +74,6 @@ def exit_of(
         added = rule.accumulate(inputs, factors, weights[c.operation], params)
         return jax.tree.map(lambda old, value: value.astype(old.dtype), trace, added)
     return rule.advance(trace, blocks, inputs, factors, weights[c.operation], params)
-
-
-def read_states(own: Sequence[Coupling], D: Rows | None, K: int) -> tuple[int, ...]:
-    """The states whose past some state reads, if a window is best folded for these alone, by `exits_in_two`."""
-    if D is None or K == 1 or any(isinstance(c.rule, (FactoredTraceRule, TruncatedTraceRule)) for c in own):
-        return ()
-    read = tuple(r for r in range(len(D)) if not all(is_zero(row[r]) for row in D))
-    return read if len(read) < len(D) else ()
-
-
-def exits_in_two(
-    plan: Plan, index: int, read: Sequence[int], kept: Any, x: Any, carry: Any, K: int, weights: Operands
-) -> dict[str, Any]:
-    """The traces into a group at the exit of a window, where some states are read by none.
-
-    Such states are not needed to go on: all steps but the last are folded for the states `read`, and the last step
-    makes all states of those, ε^K = D^K ε^{K-1} + F^K ∂y/∂w.
-    """
-    group = plan.transitions[index].group
-    own = {key: uses for key, uses in plan.traces.items() if uses[0].group == index}
-    couplings = [c for uses in own.values() for c in uses]
-    D, F = jax.vmap(plan.local[index].blocks)(kept)
-
-    def entries(row: Sequence[Any], steps: Any) -> tuple[Any, ...]:
-        return tuple(entry if isinstance(entry, Known) else entry[steps] for entry in row)
-
-    before, last = slice(-1), slice(-1, None)
-    D_before = tuple(entries([D[s][r] for r in read], before) for s in read)
-    F_before = {c.key: entries([F[c.key][s] for s in read], before) for c in couplings}
-    steps = D_before, F_before
-    recursion = Recursion(D_before, steps, lambda step: step, None, K - 1, len(read), group.varshape, group.dtype)
-    R, M0 = received(couplings, recursion)
-    P_before = matrix(M0[1:], group.varshape, group.dtype)
-    P_last = matrix([entries([row[r] for r in read], -1) for row in D], group.varshape, group.dtype)
-    x_before, x_last = ([None if v is None else v[part] for v in x] for part in (before, last))
-    exits = {}
-    for key, uses in own.items():
-        PF_before, PF_last = {}, {}
-        for c in uses:
-            shape, PF_before[c.key] = left_behind(plan, c, recursion, R[c.key][1:])
-            PF_last[c.key] = stacked(entries(F[c.key], last), (1, *shape[1:]), PF_before[c.key].dtype, 1)
-        if isinstance(uses[0].rule, RecentStepsTraceRule):
-            exits[key] = exit_of(plan, uses, carry[key], None, PF_last, x_last, weights)
-            continue
-        rows = jax.tree.map(lambda v: jnp.stack([v[r] for r in read]), carry[key])
-        rows = exit_of(plan, uses, rows, P_before, PF_before, x_before, weights)
-        exits[key] = exit_of(plan, uses, rows, P_last, PF_last, x_last, weights)
-    return exits
 
 
 def _joined(parts: Sequence[Any]) -> Any:

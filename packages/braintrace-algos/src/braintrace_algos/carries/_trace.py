@@ -16,7 +16,8 @@ from braintrace_algos._factored_rules import (
 )
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
-from braintrace_algos._local import Blocks, blocks_of, derivatives_of, with_local
+from braintrace_algos._led_rule import LedTraceRule
+from braintrace_algos._local import Blocks, Followed, blocks_of, derivatives_of, with_local
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._sizes import tree_bytes
 from braintrace_algos._step import StepResult, Tape, tape_of
@@ -33,7 +34,7 @@ from braintrace_compiler import (
 from braintrace_primitives import TraceRule
 
 from ._base import Carry
-from ._exits import additions, exit_of, exits_in_two, left_behind, read_states, received
+from ._exits import additions, exit_of, left_behind, received
 from ._norms import window_norms
 from ._recursion import Recursion, past_signals, state_signals
 
@@ -61,6 +62,8 @@ class TraceCarry(Carry):
         if self.factors:
             empty = self._always_zero(plan)
             plan = plan._replace(couplings=tuple(c for c in plan.couplings if c.trace not in empty))
+            found = {index: Followed.of(plan, index) for index in plan.traced if plan.signal == "past"}
+            plan = plan._replace(followed={index: followed for index, followed in found.items() if followed})
         rules = self._exact_rules(plan) if self.factors else {}
         for key, (c, *others) in plan.traces.items():
             kept = self.choice.for_operation(plan.operations[c.operation])
@@ -82,11 +85,22 @@ class TraceCarry(Carry):
         rules: dict[str, TraceRule] = {}
         for key, (c, *others) in plan.traces.items():
             transition, operation = plan.transitions[c.group], plan.operations[c.operation]
-            slots, live = [c.slot, *(use.slot for use in others)], plan.live[c.group]
+            slots, followed = [c.slot, *(use.slot for use in others)], plan.followed.get(c.group)
+            live = plan.live[c.group] if followed is None else followed.states.leaders
+            has_input, rule = operation.x_var is not None, c.rule
             if states := factored_states(transition, slots, c.feed, operation, live):
-                rules[key] = FactoredTraceRule(c.rule, states)
-            elif not (operation.x_var is None or plan.memories_of(c.group) or outlasts_step(transition, slots, live)):
+                rule = FactoredTraceRule(c.rule, states)
+            elif has_input and not (plan.memories_of(c.group) or outlasts_step(transition, slots, live)):
                 rules[key] = RecentStepsTraceRule(c.rule, len(slots))
+                continue
+            if followed is not None:
+                around = not followed.states.direct.isdisjoint(slots)
+                if around and not has_input:
+                    continue  # as small as what would be kept in its place
+                latest = RecentStepsTraceRule(c.rule, len(slots)) if around else None
+                rule = LedTraceRule(rule, followed.leaders, followed.followers, latest)
+            if rule is not c.rule:
+                rules[key] = rule
         return rules
 
     def _always_zero(self, plan: Plan) -> set[str]:
@@ -102,13 +116,19 @@ class TraceCarry(Carry):
         }
 
     def remarks(self, plan: Plan) -> list[str]:
-        return [
-            f"D and F into {', '.join(names)} are constants: that part of the trace {key} is kept as filtered inputs, "
-            "exactly."
-            for key, (c, *_) in plan.traces.items()
-            if isinstance(c.rule, FactoredTraceRule)
-            for names in [plan.live_names(c.group, c.rule.states)]
+        found = [
+            f"The trace of {followed.names[0]} is made of that of {followed.names[1]} where it is asked for, exactly: "
+            "none is kept."
+            for followed in plan.followed.values()
         ]
+        for key, (c, *_) in plan.traces.items():
+            if places := _factored_places(c.rule):
+                names = ", ".join(plan.live_names(c.group, places))
+                found.append(
+                    f"D and F into {names} are constants: that part of the trace {key} is kept as filtered inputs, "
+                    "exactly."
+                )
+        return found
 
     def meets_new(self, plan: Plan) -> bool:
         if type(self) is not TraceCarry or plan.signal != "past" or plan.memories:
@@ -116,8 +136,9 @@ class TraceCarry(Carry):
         driving: dict[int, int] = {}
         for c in plan.traced_couplings:
             driving[c.operation] = driving.get(c.operation, 0) | 1 << c.group
-            factored = len(c.rule.states) if isinstance(c.rule, FactoredTraceRule) else 0
-            if self.num_states(plan, c.group) - factored > 1:
+            followed = plan.followed.get(c.group)
+            apart = len(_factored_places(c.rule)) + (len(followed.followers) if followed else 0)
+            if self.num_states(plan, c.group) - apart > 1:
                 return False  # XLA does not advance a trace of several states in place: nothing is gained
         left_out = {o for k, c in enumerate(plan.certificates()) if k in driving for o in c.omissions}
         beyond_the_step = {Omission.DOWNSTREAM_MEMORY}
@@ -137,6 +158,9 @@ class TraceCarry(Carry):
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         """Zero traces by key, at least in single precision unless `dtype` says otherwise."""
         traces = {key: self._zeros(plan, c, c.rule, dtype) for key, (c, *_) in plan.traces.items()}
+        for index, followed in plan.followed.items():
+            group, count = plan.transitions[index].group, (len(followed.followers), len(followed.leaders))
+            traces[followed.key] = jax.ShapeDtypeStruct((*count, *group.varshape), group.dtype)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), traces)
 
     def _zeros(self, plan: Plan, c: Coupling, rule: TraceRule, dtype: Any = None) -> Any:
@@ -168,16 +192,21 @@ class TraceCarry(Carry):
         tape, K = window.tape, len(window.scale)
         driving = {c.operation for c in plan.couplings} if plan.signal == "state" else ()
         g = [jnp.zeros_like(b) if k in driving else b for k, b in enumerate(window.b)]
-        P, PF, signals, known = {}, {}, {}, {}
+        P, PF, signals = {}, {}, {}
+        kappa = {
+            index: jax.vmap(lambda kept, i=index: _kappa(plan, i, kept), axis_size=K)(tape.kappa[index])
+            for index in plan.followed
+        }
+        if entry is not None:
+            entry = _led(plan, carry, entry)
         for index in plan.traced:
             own, kept = [c for c in plan.couplings if c.group == index], tape.kept[index]
-            if entry is not None and (read := read_states(own, plan.local[index].pattern[0], K)):
-                signals[index] = entry[index]
-                known |= exits_in_two(plan, index, read, kept, tape.x, carry, K, weights)
-                continue
             enter = None
             if entry is None:
-                enter = (past_signals if plan.signal == "past" else state_signals)(window.signals[index])
+                at = window.signals[index]
+                if followed := plan.followed.get(index):
+                    at = followed.led(at, jnp.concatenate([carry[followed.key][None], kappa[index][:-1]]), 1)
+                enter = (past_signals if plan.signal == "past" else state_signals)(at)
             recursion = self.recursion(plan, kept, enter, K, index)
             R, M0 = received(own, recursion)
             positions, dtype = recursion.positions, recursion.dtype
@@ -196,7 +225,8 @@ class TraceCarry(Carry):
         for c, xs, gs in self._kept(plan, carry, signals):
             x[c.operation] = jnp.concatenate([xs.astype(x[c.operation].dtype), x[c.operation]])
             g[c.operation] = jnp.concatenate([gs.astype(g[c.operation].dtype), g[c.operation]])
-        past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, known, waits)
+        past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, waits)
+        new |= {followed.key: kappa[index][-1] for index, followed in plan.followed.items()}
         short = _short(plan)
         new |= {k: exit_of(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
         return Folded(x, g, past, self._bounded(plan, carry, new, tape.kept, K))
@@ -223,6 +253,7 @@ class TraceCarry(Carry):
     def entry_gradient(
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
     ) -> list[dict[str, Any]]:
+        signals = _led(plan, carry, signals)
         return _by_operation(
             plan, {key: _contracted(plan, c, carry[key], signals, weights) for key, (c, *_) in plan.traces.items()}
         )
@@ -236,20 +267,19 @@ class TraceCarry(Carry):
         PF: Mapping[str, Any],
         x: Any,
         weights: Operands,
-        known: Mapping[str, Any],
         waits: bool,
     ) -> tuple[list[dict[str, Any]], Any]:
         """`entry_gradient` and `_exit` of a window at once: a rule may need one pass for both.
 
-        The traces in `known` are those at the exit already. Where the exit `waits` for the signals, XLA goes backwards
-        on one core while it makes what a fold needs on another, and then writes a trace in its place.
+        Where the exit `waits` for the signals, XLA goes backwards on one core while it makes what a fold needs on
+        another, and then writes a trace in its place.
         """
         past, new = {}, {}
         for key, uses in plan.traces.items():
             c, blocks = uses[0], P.get(uses[0].group)
-            if blocks is None or key in known or not waits:
+            if blocks is None or not waits:
                 past[key] = _contracted(plan, c, carry[key], signals, weights)
-                new[key] = known[key] if key in known else exit_of(plan, uses, carry[key], blocks, PF, x, weights)
+                new[key] = exit_of(plan, uses, carry[key], blocks, PF, x, weights)
             else:
                 signal = _signal_of(c, carry[key], signals)
                 added = additions(uses, carry[key], blocks, PF, x)
@@ -267,7 +297,9 @@ class TraceCarry(Carry):
         groups = {index: plan.transitions[index].group for index in D}
         P = {index: matrix(rows, groups[index].varshape, groups[index].dtype) for index, rows in D.items()}
         kept, x = jax.tree.map(lambda v: v[None], (tape.kept, tape.x))
-        return self._bounded(plan, carry, self._exit(plan, carry, P, PF, x, weights), kept, 1)
+        new = self._exit(plan, carry, P, PF, x, weights)
+        new |= {followed.key: _kappa(plan, index, tape.kappa[index]) for index, followed in plan.followed.items()}
+        return self._bounded(plan, carry, new, kept, 1)
 
     def _bounded(self, plan: Plan, carry: Any, new: Any, kept: Mapping[int, Any], K: int) -> Any:
         """The traces `new` at the exit of a window, those that are cut short with their bounds."""
@@ -307,6 +339,25 @@ class TraceCarry(Carry):
             key: exit_of(plan, uses, carry[key], P.get(uses[0].group), PF, x, weights)
             for key, uses in plan.traces.items()
         }
+
+
+def _kappa(plan: Plan, index: int, kept: Any) -> Any:
+    """κ of a group, (followers, leaders, *positions), from what a step left."""
+    group = plan.transitions[index].group
+    return matrix(plan.followed[index].kappa.blocks(kept), group.varshape, group.dtype)
+
+
+def _led(plan: Plan, carry: Any, signals: Mapping[int, Any]) -> Mapping[int, Any]:
+    """Signals that meet the carry, as leaders of a group meet them."""
+    led = {index: followed.led(signals[index], carry[followed.key]) for index, followed in plan.followed.items()}
+    return {**signals, **led}
+
+
+def _factored_places(rule: TraceRule) -> tuple[int, ...]:
+    """Places of the states whose trace is kept as filtered inputs, among those that carry one."""
+    if isinstance(rule, LedTraceRule):
+        return tuple(rule.leaders[place] for place in _factored_places(rule.rule))
+    return rule.states if isinstance(rule, FactoredTraceRule) else ()
 
 
 def _short(plan: Plan) -> list[tuple[str, TruncatedTraceRule, tuple[Coupling, ...]]]:

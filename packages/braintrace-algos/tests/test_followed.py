@@ -1,0 +1,137 @@
+"""States that follow from others keep no trace of their own, and learn the same."""
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from braintrace_algos import D_RTRL, MultiStepData, Truncate, compile
+from braintrace_algos._local import Followed
+from braintrace_primitives import element_wise, matmul
+
+T, B, I, H = 9, 3, 4, 5
+
+
+class Pair(brainstate.nn.Module):
+    """Leaders, and h that is made of their new values: of those stored (`seen`), or of the same computed once more."""
+
+    def __init__(self, advance, follow, leaders, seen):
+        super().__init__()
+        rng = np.random.default_rng(5)
+        self.advance, self.follow, self.names, self.seen = advance, follow, leaders, seen
+        for name, columns in (("wi", H), ("wf", H), ("wo", H), ("all", 4 * H)):
+            setattr(self, name, brainstate.ParamState(jnp.asarray(0.6 * rng.normal(size=(I + H, columns)))))
+        self.gain = brainstate.ParamState(jnp.asarray(rng.normal(size=H)))
+        self.out = brainstate.ParamState(jnp.asarray(rng.normal(size=(H, 2))))
+
+    def init_state(self, batch_size=None):
+        shape = (H,) if batch_size is None else (batch_size, H)
+        for name in (*self.names, "h"):
+            setattr(self, name, brainstate.HiddenState(jnp.zeros(shape)))
+
+    def update(self, x):
+        joined = jnp.concatenate([x, self.h.value], -1)
+        old = [getattr(self, name).value for name in self.names]
+        y = {name: matmul(joined, getattr(self, name).value) for name in ("wi", "wf", "wo", "all")}
+        stored = self.advance(y, *old)
+        for name, value in zip(self.names, stored, strict=True):
+            getattr(self, name).value = value
+        self.h.value = self.follow(self, y, *(stored if self.seen else self.advance(y, *old)))
+        return matmul(jnp.tanh(self.h.value), self.out.value)
+
+
+def gates(y):
+    return jnp.split(y["all"], 4, -1)
+
+
+def lstm(y, c):
+    return (jax.nn.sigmoid(y["wf"]) * c + jnp.tanh(y["wi"]),)
+
+
+def fused(y, c):
+    i, f, g, _ = gates(y)
+    return (jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g),)
+
+
+def two(y, a, b):
+    a = jax.nn.sigmoid(y["wf"]) * a + jnp.tanh(y["wi"])
+    return a, 0.7 * jnp.tanh(b) + a
+
+
+MODELS = {
+    "lstm": (lstm, lambda m, y, c: jax.nn.sigmoid(y["wo"]) * jnp.tanh(c), ("c",)),
+    "fused": (fused, lambda m, y, c: jax.nn.sigmoid(gates(y)[3]) * jnp.tanh(c), ("c",)),
+    "two leaders": (two, lambda m, y, a, b: jnp.tanh(a) * b, ("a", "b")),
+    "constant decay": (lambda y, v: (0.9 * v + y["wi"],), lambda m, y, v: jax.nn.sigmoid(v) * y["wo"], ("v",)),
+    "gain": (lstm, lambda m, y, c: jnp.tanh(c) * element_wise(m.gain.value), ("c",)),
+    "half of it": (lstm, lambda m, y, c: 0.5 * c, ("c",)),
+}
+
+
+def learner(name, seen, mapped=False, **options):
+    with jax.enable_x64(True):
+        model = Pair(*MODELS[name], seen)
+        options = {"vjp_method": "multi-step", **options}
+        return compile(model, D_RTRL, jnp.zeros((B, I)), batch_size=B, vmap=mapped, **options)
+
+
+def learnt(compiled, calls=1, **options):
+    """Gradients over a sequence in some calls, as one vector."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(1)
+        xs, ys = jnp.asarray(rng.normal(size=(T, B, I))), jnp.asarray(rng.normal(size=(T, B, 2)))
+
+        def loss(x, y):
+            if "chunk_size" in options:
+                return ((compiled(MultiStepData(x)) - y) ** 2).mean((1, 2))
+            return ((compiled(x) - y) ** 2).mean()
+
+        parts = [slice(k * T // calls, (k + 1) * T // calls) for k in range(calls)]
+        found = [compiled.etrace_grad(xs[part], ys[part], step_fn=loss, reduction="sum", **options) for part in parts]
+        return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(found)])
+
+
+WINDOWS = ({"window": 4}, {})
+WAYS = {
+    "windows of one step": ({"window": 1}, {"fold": 1}),
+    "several windows at once": ({"window": 2}, {"fold": 6}),
+    "chunks": ({}, {"chunk_size": 4}),
+    "in two calls": ({"window": 3}, {"calls": 2}),
+    "mapped": ({"window": 4, "mapped": True}, {}),
+    "cut short": ({"window": 2, "carry": Truncate(steps=2)}, {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [*((name, WINDOWS) for name in MODELS), *(("fused", way) for way in WAYS.values())],
+    ids=[*MODELS, *WAYS],
+)
+def test_the_gradient_is_that_of_traces_for_all_states(name, way):
+    options, how = way
+    short, whole = learner(name, True, **options), learner(name, False, **options)
+    assert [len(followed.followers) for followed in short.plan.followed.values()] == [1]
+    assert not whole.plan.followed
+    np.testing.assert_allclose(learnt(short, **how), learnt(whole, **how), rtol=1e-9, atol=1e-11)
+
+
+def test_signals_at_followers_matter(monkeypatch):
+    """Were they not given to the leaders, the gradient would be another one, with what is direct and without."""
+    for name in ("lstm", "half of it"):
+        expected = learnt(learner(name, True, window=4))
+        with monkeypatch.context() as patch:
+            patch.setattr(Followed, "led", lambda self, signals, kappa, axis=0: signals)
+            assert np.abs(learnt(learner(name, True, window=4)) - expected).max() > 1e-3 * np.abs(expected).max()
+
+
+def test_traces_of_leaders_and_what_is_direct_are_all_that_is_kept():
+    def sizes(name):
+        traces = learner(name, True, window=4).etraces.value
+        return sorted(leaf.size for leaf in jax.tree.leaves(traces))
+
+    N, joined = B * H, B * (I + H)
+    trace, latest, kappa = N * (I + H), [2 * N, joined], N
+    assert sizes("lstm") == sorted([trace, trace, *latest, kappa])
+    # All gates at once: the trace has their elements, and of the latest step what reaches h directly is kept.
+    assert sizes("fused") == sorted([4 * trace, 4 * N, joined, kappa])
