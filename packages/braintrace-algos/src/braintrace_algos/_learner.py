@@ -188,8 +188,9 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         Returns
         -------
         dict
-            Key -> trace, by trainable name; the states axis comes first (after the copies of a mapped model). A trace that is
-            kept as factors holds these instead, and one of states that others follow from what is direct, under "last".
+            Key -> trace, by trainable name; the states axis comes first (after the copies of a mapped model). A trace
+            that is kept as factors holds these; one that has to do with states that follow from others, under "last"
+            what reached these directly in the latest step.
 
         Raises
         ------

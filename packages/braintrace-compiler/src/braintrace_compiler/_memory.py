@@ -54,11 +54,13 @@ def relation_memory(
     `truncated` what it cuts short.
     """
     operation, trace, factors, kept = relation.operation, 0, 0, set()
+    x = None if operation.x_var is None else operation.x_var.aval
+    x_bytes = 0 if x is None else int(x.size) * np.dtype(x.dtype).itemsize
     for group, feed in zip(relation.hidden_groups, relation.feeds, strict=True):
         transition = transitions[group.index]
         elements = group.varshape if feed.kind is FeedKind.BROADCAST else tuple(operation.y_var.aval.shape)
         size = itemsize(operation.y_var)
-        if operation.x_var is None:
+        if x is None:
             factors += _trace_elements(relation, group, feed, group.num_state) * size
         else:
             factors += len(relation.uses) * group.num_state * math.prod(elements) * size
@@ -73,24 +75,19 @@ def relation_memory(
         constant = len(factored_states(transition, slots, feed, operation, leaders))
         lasts = constant or more or outlasts_step(transition, slots, leaders)
         steps = truncated.get((relation.y_var, group.index), 0 if lasts else 1)
-
-        def latest(steps: int, states: int, operation: Any = operation, elements: Any = elements) -> int:
-            x = int(operation.x_var.aval.size) * np.dtype(operation.x_var.aval.dtype).itemsize
-            return len(relation.uses) * steps * (states * math.prod(elements) * itemsize(operation.y_var) + x)
-
-        if steps and operation.x_var is not None:
-            trace += latest(steps, len(states) + more)
+        if steps and x is not None:
+            trace += len(relation.uses) * steps * ((len(states) + more) * math.prod(elements) * size + x_bytes)
             kept.add(f"the last {steps} steps" if steps > 1 else "the latest step")
             continue
-        if around and operation.x_var is not None:
-            trace += latest(1, around)
+        if around and x is not None:
+            trace += len(relation.uses) * (around * math.prod(elements) * size + x_bytes)
             kept.add("the latest step")
             around = 0
         rest = len(leaders) - constant + more + around
         if constant:
-            assert operation.x_var is not None  # an operation without input is not affine in it
+            assert x is not None  # an operation without input is not affine in it
             ones = operation.spec.trace_rule.acts_beside_input(operation.weight_vars)
-            trace += constant * (int(operation.x_var.aval.size) + ones) * size
+            trace += constant * (int(x.size) + ones) * size
             kept.add("filtered inputs")
         if rest:
             trace += _trace_elements(relation, group, feed, rest) * size
