@@ -105,7 +105,7 @@ def check(program: Program) -> None:
         groups = [[int(p[0][1:]) for p in g.hidden_paths] for g in learner.graph.hidden_groups]
         assert sorted(map(sorted, groups)) == sorted(structure.members(g) for g in structure.groups)
         found = learnt(learner, xs)
-        single = by_single_calls(learner, xs) if learner.plan.carry.meets_new(learner.plan) else found
+        single = by_single_calls(learner, xs) if learner.plan.carry.meeting(learner.plan) is not None else found
         memories = learner.graph.hidden_perturb.memories
         absorbing = learnt(type(learner)(learner.model, learner.graph), xs) if memories else found
         check_windows(learner, xs)
@@ -127,7 +127,7 @@ def check_windows(learner: Any, xs: np.ndarray) -> None:
     """Windows of one step give one gradient, folded together or one by one, and in single calls by L e as by q e."""
     options = {"vjp_method": "multi-step", "absorb": False}
     windows = type(learner)(learner.model, learner.graph, **options)
-    if not windows.plan.carry.meets_new(windows.plan):
+    if windows.plan.carry.meeting(windows.plan) is None:
         return
     together = learnt(windows, xs)
     for found in (learnt(windows, xs, fold=1), by_single_calls(windows, xs)):

@@ -135,3 +135,28 @@ def test_traces_of_leaders_and_what_is_direct_are_all_that_is_kept():
     assert sizes("lstm") == sorted([trace, trace, *latest, kappa])
     # All gates at once: the trace has their elements, and of the latest step what reaches h directly is kept.
     assert sizes("fused") == sorted([4 * trace, 4 * N, joined, kappa])
+
+
+def in_single_calls(compiled):
+    """Gradients over a sequence, step by step in a loop of one's own."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(1)
+        xs, ys = jnp.asarray(rng.normal(size=(T, B, I))), jnp.asarray(rng.normal(size=(T, B, 2)))
+        step = brainstate.transform.grad(lambda x, y: ((compiled(x) - y) ** 2).mean(), compiled.param_states)
+        run = brainstate.transform.jit(lambda xs, ys: brainstate.transform.for_loop(step, xs, ys))
+        found = jax.tree.map(lambda steps: steps.sum(0), run(xs, ys))
+        return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(found)])
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "fused", "half of it"])
+def test_single_steps_learn_from_the_new_trace(name, mapped):
+    """No signal meets the past of h under the strict rule, yet what c learns comes from h as it is after the step."""
+    compiled = learner(name, True, mapped, vjp_method="single-step")
+    assert not compiled.plan.followed
+    with jax.enable_x64(True):
+        assert compiled.plan.carry.meeting(compiled.plan).followed
+        expected, traces = learnt(compiled), compiled.etraces.value
+        compiled.reset_state()
+        np.testing.assert_allclose(in_single_calls(compiled), expected, rtol=1e-9, atol=1e-11)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), compiled.etraces.value, traces)

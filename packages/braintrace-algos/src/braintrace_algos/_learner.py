@@ -298,9 +298,9 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         ]
         weights = plan.weights(parameters)
 
-        def run(weights: Operands, perturbations: Perturbations) -> tuple[StepResult, Any]:
-            result = run_step(plan, leaves, states, weights, perturbations)
-            return result, plan.carry.observe(plan, result)
+        def run(of: Plan, weights: Operands, perturbations: Perturbations) -> tuple[StepResult, Any]:
+            result = run_step(of, leaves, states, weights, perturbations)
+            return result, of.carry.observe(of, result)
 
         result, self.etraces.value = online_step(plan, run, traces, weights, parameters)
         return result

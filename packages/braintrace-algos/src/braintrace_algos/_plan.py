@@ -111,6 +111,8 @@ class Plan(NamedTuple):
         Traced group -> `LocalDerivatives`, where the carry has use for D and F.
     followed : dict
         Traced group -> `Followed`, where some of its states follow from others and the carry makes use of that.
+    given : Plan, optional
+        The plan as it was before the carry prepared it.
     """
 
     graph: ETraceGraph
@@ -125,6 +127,7 @@ class Plan(NamedTuple):
     memories: tuple[LinearMemory, ...] = ()
     local: Mapping[int, Any] = MappingProxyType({})
     followed: Mapping[int, Any] = MappingProxyType({})
+    given: Any = None
 
     @property
     def operations(self) -> tuple[MarkedOperation, ...]:
@@ -302,7 +305,7 @@ def make_plan(
     read = perturb.perturb_hidden_paths if everything else states_read(perturb, step)
     live = {g: live_states(graph.hidden_groups[g], read) for g in traced}
     plan = Plan(graph, step, batch, carry, signal, tuple(couplings), tuple(sorted(traced)), live, memories=memories)
-    return carry.prepare(plan)
+    return carry.prepare(plan)._replace(given=plan)
 
 
 def _dotted(path: Sequence[Any]) -> str:

@@ -56,9 +56,13 @@ class Carry:
         """The traces that are cut short, with what `carry` knows of them."""
         return ()
 
-    def meets_new(self, plan: Plan) -> bool:
-        """Whether all that drives a group learns from L^t e^t alone, so that e^{t-1} need not wait for a signal."""
-        return False
+    def meeting(self, plan: Plan) -> Plan | None:
+        """The plan by which all that drives a group learns from L^t e^t alone, so that e^{t-1} waits for no signal.
+
+        None where a step learns from e^{t-1}, or from no trace. What the carry of that plan has more than that of
+        `plan` is of the latest step.
+        """
+        return None
 
     def joins_windows(self, plan: Plan) -> bool:
         """Whether windows that are differentiated as a whole may be folded together, with a signal at each entry."""

@@ -27,6 +27,7 @@ from braintrace_compiler import (
     LinearMemory,
     Omission,
     factored_states,
+    find_following,
     goes_around,
     outlasts_step,
     reaches,
@@ -130,24 +131,42 @@ class TraceCarry(Carry):
                 )
         return found
 
-    def meets_new(self, plan: Plan) -> bool:
+    def meeting(self, plan: Plan) -> Plan | None:
         if type(self) is not TraceCarry or plan.signal != "past" or plan.memories:
-            return False  # D of a variant is not that of the step
-        driving: dict[int, int] = {}
-        for c in plan.traced_couplings:
-            driving[c.operation] = driving.get(c.operation, 0) | 1 << c.group
-            followed = plan.followed.get(c.group)
-            apart = len(_factored_places(c.rule)) + (len(followed.followers) if followed else 0)
-            if self.num_states(plan, c.group) - apart > 1:
-                return False  # XLA does not advance a trace of several states in place: nothing is gained
-        left_out = {o for k, c in enumerate(plan.certificates()) if k in driving for o in c.omissions}
+            return None  # D of a variant is not that of the step
+        left_out = {o for k in _driving(plan) for o in plan.certificates()[k].omissions}
         beyond_the_step = {Omission.DOWNSTREAM_MEMORY}
         if plan.step is plan.graph.hidden_perturb.strict:
             beyond_the_step.add(Omission.RECURRENT_MIXING)
         if left_out - beyond_the_step:
-            return False  # D or F is not all of the step's derivative
-        states = {g: [plan.transitions[g].group.path_of_each_state[s] for s in plan.live[g]] for g in plan.traced}
-        return not goes_around(plan.graph.hidden_perturb, plan.step, states, driving)
+            return None  # D or F is not all of the step's derivative
+        met = self._with_followers(plan)
+        for c in met.traced_couplings:
+            followed = met.followed.get(c.group)
+            apart = len(_factored_places(c.rule)) + (len(followed.followers) if followed else 0)
+            if self.num_states(met, c.group) - apart > 1:
+                return None  # XLA does not advance a trace of several states in place: nothing is gained
+        states = {g: [met.transitions[g].group.path_of_each_state[s] for s in met.live[g]] for g in met.traced}
+        return None if goes_around(met.graph.hidden_perturb, met.step, states, _driving(met)) else met
+
+    def _with_followers(self, plan: Plan) -> Plan:
+        """The plan with the states of traced groups that follow from those with a trace, if there are such."""
+        live = dict(plan.live)
+        for index in plan.traced:
+            states = tuple(range(plan.transitions[index].group.num_state))
+            following = find_following(plan.transitions[index], states)
+            if following is not None and set(following.leaders) <= set(live[index]):
+                live[index] = states
+        if live == plan.live:
+            return plan
+        assert plan.given is not None  # a carry prepares what it was given
+        met = self.prepare(plan.given._replace(live=live))
+        kept, wide = (jax.eval_shape(lambda of=of: self.init(of)) for of in (plan, met))
+
+        def is_part(trace: Any, of: Any) -> bool:
+            return all(of.get(name) == v for name, v in trace.items()) if isinstance(trace, dict) else trace == of
+
+        return met if all(key in wide and is_part(trace, wide[key]) for key, trace in kept.items()) else plan
 
     def joins_windows(self, plan: Plan) -> bool:
         return type(self) is TraceCarry and not _short(plan)  # one cut short remembers the whole of what is folded
@@ -339,6 +358,14 @@ class TraceCarry(Carry):
             key: exit_of(plan, uses, carry[key], P.get(uses[0].group), PF, x, weights)
             for key, uses in plan.traces.items()
         }
+
+
+def _driving(plan: Plan) -> dict[int, int]:
+    """Operations that drive traced groups, by ordinal, and these groups as bits."""
+    driving: dict[int, int] = {}
+    for c in plan.traced_couplings:
+        driving[c.operation] = driving.get(c.operation, 0) | 1 << c.group
+    return driving
 
 
 def _kappa(plan: Plan, index: int, kept: Any) -> Any:
