@@ -34,10 +34,11 @@ class Pair(brainstate.nn.Module):
         joined = jnp.concatenate([x, self.h.value], -1)
         old = [getattr(self, name).value for name in self.names]
         y = {name: matmul(joined, getattr(self, name).value) for name in ("wi", "wf", "wo", "all")}
-        stored = self.advance(y, *old)
+        past = self.h.value
+        stored = self.advance(y, past, *old)
         for name, value in zip(self.names, stored, strict=True):
             getattr(self, name).value = value
-        self.h.value = self.follow(self, y, *(stored if self.seen else self.advance(y, *old)))
+        self.h.value = self.follow(self, y, *(stored if self.seen else self.advance(y, past, *old)))
         return matmul(jnp.tanh(self.h.value), self.out.value)
 
 
@@ -45,26 +46,37 @@ def gates(y):
     return jnp.split(y["all"], 4, -1)
 
 
-def lstm(y, c):
+def lstm(y, h, c):
     return (jax.nn.sigmoid(y["wf"]) * c + jnp.tanh(y["wi"]),)
 
 
-def fused(y, c):
+def fused(y, h, c):
     i, f, g, _ = gates(y)
     return (jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g),)
 
 
-def two(y, a, b):
+def two(y, h, a, b):
     a = jax.nn.sigmoid(y["wf"]) * a + jnp.tanh(y["wi"])
     return a, 0.7 * jnp.tanh(b) + a
+
+
+def reset(y, z, v):
+    return (0.9 * v * (1 - z) + y["wi"],)
+
+
+def adaptive(y, z, v, a):
+    return 0.9 * v - 0.7 * z * a + y["wi"], 0.8 * a + 0.3 * z
 
 
 MODELS = {
     "lstm": (lstm, lambda m, y, c: jax.nn.sigmoid(y["wo"]) * jnp.tanh(c), ("c",)),
     "fused": (fused, lambda m, y, c: jax.nn.sigmoid(gates(y)[3]) * jnp.tanh(c), ("c",)),
     "two leaders": (two, lambda m, y, a, b: jnp.tanh(a) * b, ("a", "b")),
-    "constant decay": (lambda y, v: (0.9 * v + y["wi"],), lambda m, y, v: jax.nn.sigmoid(v) * y["wo"], ("v",)),
+    "constant decay": (lambda y, h, v: (0.9 * v + y["wi"],), lambda m, y, v: jax.nn.sigmoid(v) * y["wo"], ("v",)),
     "gain": (lstm, lambda m, y, c: jnp.tanh(c) * element_wise(m.gain.value), ("c",)),
+    "reset by spikes": (reset, lambda m, y, v: jax.nn.sigmoid(2 * v), ("v",)),
+    "adaptive threshold": (adaptive, lambda m, y, v, a: jax.nn.sigmoid(2 * (v - a)), ("v", "a")),
+    "linear reset": (lambda y, z, v: (0.9 * v - 0.5 * z + y["wi"],), lambda m, y, v: 0.6 * v, ("v",)),
     "half of it": (lstm, lambda m, y, c: 0.5 * c, ("c",)),
 }
 
@@ -103,13 +115,16 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "way"),
-    [*((name, WINDOWS) for name in MODELS), *(("fused", way) for way in WAYS.values())],
-    ids=[*MODELS, *WAYS],
-)
-def test_the_gradient_is_that_of_traces_for_all_states(name, way):
-    options, how = way
+CASES = {
+    **{name: (name, WINDOWS) for name in MODELS},
+    **{way: ("fused", how) for way, how in WAYS.items()},
+    **{f"spikes, {way}": ("reset by spikes", how) for way, how in WAYS.items()},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_is_that_of_traces_for_all_states(case):
+    name, (options, how) = CASES[case]
     short, whole = learner(name, True, **options), learner(name, False, **options)
     assert [len(followed.followers) for followed in short.plan.followed.values()] == [1]
     assert not whole.plan.followed
@@ -118,7 +133,7 @@ def test_the_gradient_is_that_of_traces_for_all_states(name, way):
 
 def test_signals_at_followers_matter(monkeypatch):
     """Were they not given to the leaders, the gradient would be another one, with what is direct and without."""
-    for name in ("lstm", "half of it"):
+    for name in ("lstm", "half of it", "reset by spikes"):
         expected = learnt(learner(name, True, window=4))
         with monkeypatch.context() as patch:
             patch.setattr(Followed, "led", lambda self, signals, kappa, axis=0: signals)

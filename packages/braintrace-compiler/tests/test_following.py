@@ -55,10 +55,19 @@ def test_followers(name):
     assert find_following(found, [following.leaders[0]]) is None
 
 
+def test_a_follower_may_be_remembered():
+    """A spike that resets its membrane."""
+    found = transition(lambda y, z, c, h: ((new := 0.9 * c * (1 - h) + y * z), jax.nn.sigmoid(new)))
+    following = find_following(found, [0, 1])
+    assert not following.direct
+    assert not following.forgotten
+    assert find_following(transition(follow(lambda new, *_: jnp.tanh(new))), [0, 1]).forgotten
+
+
 NOT_FOLLOWING = {
     "reads the past of its leader": follow(lambda new, y, z, c, h: new * jnp.tanh(c)),
     "remembers itself": follow(lambda new, y, z, c, h: 0.5 * h + new),
-    "is remembered": lambda y, z, c, h: ((new := 0.9 * c + y - h), jnp.tanh(new)),
+    "is remembered, with more than the leader": lambda y, z, c, h: ((new := 0.9 * c + y - h), z * jnp.tanh(new)),
     "the same computed anew": follow(lambda new, y, z, c, h: jnp.tanh(jax.nn.sigmoid(z) * c + jnp.tanh(y))),
 }
 

@@ -18,7 +18,7 @@ from braintrace_compiler import (
 from braintrace_primitives._jax_compat import eval_jaxpr, make_jaxpr_without_consts
 
 from ._absorption import absorb
-from ._entries import Rows
+from ._entries import Rows, is_zero
 from ._plan import Plan
 
 Blocks = tuple[Rows | None, dict[str, tuple[Any, ...]]]
@@ -70,7 +70,8 @@ class Followed(NamedTuple):
 
     With κ = ∂h_f^t/∂h_r^t the trace of a follower f is e_f^t = sum_r κ_fr^t e_r^t + F_f^t ∂y^t/∂w, where F_f is what an
     operation brings around its leaders r. A signal L is one of L_r + sum_f κ_fr L_f at the leaders, and of L_f at that
-    second part, which stands for e_f: its rows of D are zero.
+    second part, which stands for e_f: its rows of D are zero. Leaders that read the past of a follower, for which there
+    is no such part, have D_rs + sum_f D_rf κ_fs^{t-1} for D_rs.
 
     Attributes
     ----------
@@ -111,20 +112,50 @@ class Followed(NamedTuple):
         return "{} from {}".format(*self.names)
 
     def blocks(self, D: Rows, F: Sequence[Sequence[Any]], around: Sequence[Sequence[Any]]) -> Any:
-        """D and F of all states, from those of the leaders and what reaches followers around them."""
-        place, S = {p: i for i, p in enumerate(self.leaders)}, range(len(self.leaders) + len(self.followers))
-        own = {p: i for i, p in enumerate(self.followers)}
-        rows = tuple(tuple(D[place[s]][place[r]] if s in place and r in place else Known(0) for r in S) for s in S)
+        """D and F, from those of all states and what reaches followers around their leaders.
+
+        Columns of the followers are those of their past, until it is `passed_on`.
+        """
+        S, lost = range(len(D)), self.followers if self.states.forgotten else ()
+        rows = tuple(tuple(Known(0) if s in self.followers or r in lost else D[s][r] for r in S) for s in S)
+        own = {f: i for i, f in enumerate(self.followers)}
         pairs = zip(F, around, strict=True)
-        return rows, [tuple(f[place[s]] if s in place else more[own[s]] for s in S) for f, more in pairs]
+        return rows, [tuple(more[own[s]] if s in own else f[s] for s in S) for f, more in pairs]
+
+    def passed_on(self, D: Rows, kappa: Any = None) -> Rows:
+        """D with the past of followers as that of their leaders.
+
+        Parameters
+        ----------
+        D : rows
+            Or their pattern, see `LocalDerivatives`.
+        kappa : array (followers, leaders, *positions), optional
+            Of the step before; without it, what is no number is None.
+        """
+        place, S = {r: i for i, r in enumerate(self.leaders)}, range(len(D))
+
+        def entry(s: int, r: int) -> Any:
+            if s not in place or r not in place:
+                return Known(0)
+            i = place[r]
+            read = [(j, D[s][f]) for j, f in enumerate(self.followers) if self._leads(i, j) and not is_zero(D[s][f])]
+            if read and kappa is None:
+                return None
+            return sum((d * kappa[j, i] for j, d in read), D[s][r])
+
+        return tuple(tuple(entry(s, r) for r in S) for s in S)
 
     def led(self, signals: Any, kappa: Any, axis: int = 0) -> Any:
         """Signals, (S, *positions) from `axis` on, as leaders meet them; κ is (followers, leaders, *positions)."""
         rows = list(jnp.moveaxis(signals, axis, 0))
         weights = jnp.moveaxis(kappa, (axis, axis + 1), (0, 1)).astype(signals.dtype)
         for i, r in enumerate(self.leaders):
-            rows[r] = rows[r] + sum(weights[j, i] * rows[f] for j, f in enumerate(self.followers))
+            rows[r] = rows[r] + sum(weights[j, i] * rows[f] for j, f in enumerate(self.followers) if self._leads(i, j))
         return jnp.stack(rows, axis)
+
+    def _leads(self, i: int, j: int) -> bool:
+        """Whether the j-th follower depends on the i-th leader."""
+        return not is_zero(self.kappa.pattern[j][i])
 
 
 def _inputs(plan: Plan, index: int) -> tuple[tuple[Any, ...], Callable[[Sequence[Any]], list[Any]]]:
@@ -149,7 +180,7 @@ def derivatives_of(plan: Plan, index: int) -> tuple[tuple[Any, ...], Callable[..
     def derivatives(*values: Any) -> Blocks:
         own, taps = values[: len(variables)], iter(values[len(variables) :])
         inputs = inputs_of(own)
-        D, F = differentiate(transition, feeds, live if followed is None else followed.states.leaders, inputs)
+        D, F = differentiate(transition, feeds, live, inputs)
         if followed is not None:
             D, F = followed.blocks(D, F, differentiate_following(followed.states, transition, feeds, inputs)[1])
         inner = inputs[: transition.group.num_state + len(transition.y_vars)]

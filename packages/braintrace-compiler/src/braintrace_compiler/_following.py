@@ -4,7 +4,8 @@ For such a state f, with leaders r,
 
     ∂h_f^t/∂w = sum_r κ_fr^t ∂h_r^t/∂w + F_f ∂y^t/∂w,        κ_fr^t = ∂h_f^t/∂h_r^t
 
-where F_f is what an operation brings around the leaders, if anything. So f needs no trace of its own.
+where F_f is what an operation brings around the leaders, if anything. So f needs no trace of its own. The past of f may
+be read by others only where F_f = 0, as a spike that resets the membrane it follows from.
 """
 
 from collections.abc import Sequence
@@ -31,18 +32,21 @@ class Following(NamedTuple):
         Ordinals of the states, of those at a position.
     direct : frozenset of int
         Numbers of the operations, among ``transition.y_vars``, that reach a follower around the leaders.
+    forgotten : bool
+        Whether no new value of the leaders depends on the past of a follower.
     """
 
     leaders: tuple[int, ...]
     followers: tuple[int, ...]
     direct: frozenset[int]
+    forgotten: bool
 
 
 def find_following(transition: LocalTransition, states: Sequence[int]) -> Following | None:
     """Which of some states of a group follow from the others.
 
     A follower's new value depends on what was before, in all of the group, through new values of its leaders alone, at
-    the same position; and no new value of `states` depends on its past.
+    the same position. If any new value of `states` depends on its past, no operation reaches it around its leaders.
 
     Parameters
     ----------
@@ -59,15 +63,17 @@ def find_following(transition: LocalTransition, states: Sequence[int]) -> Follow
     followers: list[int] = []
     for s in reversed(states):
         others = [r for r in states if r != s and r not in followers]
-        if others and _is_forgotten(transition, s, states) and _follows(transition, s, others):
+        if others and _follows(transition, s, others):
             followers.insert(0, s)
     leaders = tuple(s for s in states if s not in followers)
     # A follower of one that has turned out to follow itself may have lost what stood between.
     if not followers or not all(_follows(transition, s, leaders) for s in followers):
         return None
-    read = {v for s in followers for eqn in _beyond(transition, s, leaders) for v in reads(eqn)}
-    direct = frozenset(slot for slot, y in enumerate(_operands(transition)) if y in read)
-    return Following(leaders, tuple(followers), direct)
+    direct = {s: _direct(transition, s, leaders) for s in followers}
+    forgotten = all(_is_forgotten(transition, s, leaders) for s in followers)
+    if not forgotten and any(direct.values()):
+        return None
+    return Following(leaders, tuple(followers), frozenset().union(*direct.values()), forgotten)
 
 
 def differentiate_following(
@@ -117,6 +123,12 @@ def _beyond(transition: LocalTransition, s: int, leaders: Sequence[int]) -> list
     """The equations that make state `s` of the new values of others and whatever else they need."""
     program = transition.program
     return needed(program.eqns, [program.outvars[s]], {program.outvars[r] for r in leaders})
+
+
+def _direct(transition: LocalTransition, s: int, leaders: Sequence[int]) -> frozenset[int]:
+    """Numbers of the operations that reach state `s` around the leaders."""
+    read = {v for eqn in _beyond(transition, s, leaders) for v in reads(eqn)}
+    return frozenset(slot for slot, y in enumerate(_operands(transition)) if y in read)
 
 
 def _is_forgotten(transition: LocalTransition, s: int, states: Sequence[int]) -> bool:

@@ -72,8 +72,9 @@ def relation_memory(
         following = None if more else find_following(transition, states)
         around = len(following.followers) if following and not following.direct.isdisjoint(slots) else 0
         leaders = following.leaders if following else states
-        constant = len(factored_states(transition, slots, feed, operation, leaders))
-        lasts = constant or more or outlasts_step(transition, slots, leaders)
+        factored = {states[place] for place in factored_states(transition, slots, feed, operation, states)}
+        constant = len(factored & set(leaders))
+        lasts = constant or more or outlasts_step(transition, slots, states)
         steps = truncated.get((relation.y_var, group.index), 0 if lasts else 1)
         if steps and x is not None:
             trace += len(relation.uses) * steps * ((len(states) + more) * math.prod(elements) * size + x_bytes)

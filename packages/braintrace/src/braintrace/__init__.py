@@ -60,6 +60,7 @@ from braintrace_compiler import DiagnosticLevel as DiagnosticLevel
 from braintrace_compiler import ETraceGraph as ETraceGraph
 from braintrace_compiler import Feed as Feed
 from braintrace_compiler import FeedKind as FeedKind
+from braintrace_compiler import Following as Following
 from braintrace_compiler import HiddenGroup as HiddenGroup
 from braintrace_compiler import HiddenParamOpRelation as HiddenParamOpRelation
 from braintrace_compiler import HiddenPerturbation as HiddenPerturbation
@@ -83,9 +84,11 @@ from braintrace_compiler import add_hidden_perturbation_from_module as add_hidde
 from braintrace_compiler import build_producer_map as build_producer_map
 from braintrace_compiler import compile_etrace_graph as compile_etrace_graph
 from braintrace_compiler import differentiate as differentiate
+from braintrace_compiler import differentiate_following as differentiate_following
 from braintrace_compiler import extract_module_info as extract_module_info
 from braintrace_compiler import extract_module_info_from_step as extract_module_info_from_step
 from braintrace_compiler import factored_states as factored_states
+from braintrace_compiler import find_following as find_following
 from braintrace_compiler import find_hidden_groups_from_minfo as find_hidden_groups_from_minfo
 from braintrace_compiler import find_hidden_groups_from_module as find_hidden_groups_from_module
 from braintrace_compiler import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo

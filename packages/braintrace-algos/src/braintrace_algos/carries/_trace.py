@@ -87,10 +87,12 @@ class TraceCarry(Carry):
         for key, (c, *others) in plan.traces.items():
             transition, operation = plan.transitions[c.group], plan.operations[c.operation]
             slots, followed = [c.slot, *(use.slot for use in others)], plan.followed.get(c.group)
-            live = plan.live[c.group] if followed is None else followed.states.leaders
-            has_input, rule = operation.x_var is not None, c.rule
-            if states := factored_states(transition, slots, c.feed, operation, live):
-                rule = FactoredTraceRule(c.rule, states)
+            live, has_input, rule = plan.live[c.group], operation.x_var is not None, c.rule
+            places = factored_states(transition, slots, c.feed, operation, live)
+            if followed is not None:
+                places = tuple(followed.leaders.index(place) for place in places if place in followed.leaders)
+            if places:
+                rule = FactoredTraceRule(c.rule, places)
             elif has_input and not (plan.memories_of(c.group) or outlasts_step(transition, slots, live)):
                 rules[key] = RecentStepsTraceRule(c.rule, len(slots))
                 continue
@@ -134,13 +136,13 @@ class TraceCarry(Carry):
     def meeting(self, plan: Plan) -> Plan | None:
         if type(self) is not TraceCarry or plan.signal != "past" or plan.memories:
             return None  # D of a variant is not that of the step
-        left_out = {o for k in _driving(plan) for o in plan.certificates()[k].omissions}
         beyond_the_step = {Omission.DOWNSTREAM_MEMORY}
         if plan.step is plan.graph.hidden_perturb.strict:
             beyond_the_step.add(Omission.RECURRENT_MIXING)
-        if left_out - beyond_the_step:
-            return None  # D or F is not all of the step's derivative
         met = self._with_followers(plan)
+        certificates = met.certificates()
+        if any(set(certificates[k].omissions) - beyond_the_step for k in _driving(met)):
+            return None  # D or F is not all of the step's derivative
         for c in met.traced_couplings:
             followed = met.followed.get(c.group)
             apart = len(_factored_places(c.rule)) + (len(followed.followers) if followed else 0)
@@ -218,15 +220,16 @@ class TraceCarry(Carry):
         }
         if entry is not None:
             entry = _led(plan, carry, entry)
+        before = {i: jnp.concatenate([carry[plan.followed[i].key][None], new[:-1]]) for i, new in kappa.items()}
         for index in plan.traced:
-            own, kept = [c for c in plan.couplings if c.group == index], tape.kept[index]
+            own = [c for c in plan.couplings if c.group == index]
             enter = None
             if entry is None:
                 at = window.signals[index]
-                if followed := plan.followed.get(index):
-                    at = followed.led(at, jnp.concatenate([carry[followed.key][None], kappa[index][:-1]]), 1)
+                if index in before:
+                    at = plan.followed[index].led(at, before[index], 1)
                 enter = (past_signals if plan.signal == "past" else state_signals)(at)
-            recursion = self.recursion(plan, kept, enter, K, index)
+            recursion = self.recursion(plan, (tape.kept[index], before.get(index)), enter, K, index)
             R, M0 = received(own, recursion)
             positions, dtype = recursion.positions, recursion.dtype
             signals[index] = stacked(M0[0], positions, dtype) if entry is None else entry[index]
@@ -248,7 +251,7 @@ class TraceCarry(Carry):
         new |= {followed.key: kappa[index][-1] for index, followed in plan.followed.items()}
         short = _short(plan)
         new |= {k: exit_of(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
-        return Folded(x, g, past, self._bounded(plan, carry, new, tape.kept, K))
+        return Folded(x, g, past, self._bounded(plan, carry, new, tape.kept, before, K))
 
     def exit(
         self, plan: Plan, window: Window, carry: Any, weights: Operands, theta: list[Any], entry: Mapping[int, Any]
@@ -263,11 +266,22 @@ class TraceCarry(Carry):
                 for i, use in enumerate(uses):
                     yield use, xs[i], collect(use.feed, sent[i], plan.operations[use.operation].y_var.aval.shape)
 
-    def recursion(self, plan: Plan, kept: Any, signals: tuple[Any, Any] | None, K: int, index: int) -> Recursion:
-        """M^t of a group over K steps; its row of signals where they are given."""
-        group, local = plan.transitions[index].group, plan.local[index]
-        S = self.num_states(plan, index)
-        return Recursion(local.pattern[0], kept, local.blocks, signals, K, S, group.varshape, group.dtype)
+    def recursion(
+        self, plan: Plan, steps: tuple[Any, Any], signals: tuple[Any, Any] | None, K: int, index: int
+    ) -> Recursion:
+        """M^t of a group over K steps; its row of signals where they are given.
+
+        `steps` is what they kept for D and F, and κ of the step before each where some states follow from others.
+        """
+        group, local, followed = plan.transitions[index].group, plan.local[index], plan.followed.get(index)
+        pattern = local.pattern[0] if followed is None else followed.passed_on(local.pattern[0])
+
+        def blocks(step: Any) -> Blocks:
+            kept, kappa = step
+            D, F = local.blocks(kept)
+            return D if followed is None else followed.passed_on(D, kappa), F
+
+        return Recursion(pattern, steps, blocks, signals, K, self.num_states(plan, index), group.varshape, group.dtype)
 
     def entry_gradient(
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
@@ -309,6 +323,8 @@ class TraceCarry(Carry):
 
     def advance(self, plan: Plan, tape: Tape, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         D, F = blocks_of(plan, tape.kept)
+        before = {index: carry[followed.key] for index, followed in plan.followed.items()}
+        D |= {index: plan.followed[index].passed_on(D[index], kappa) for index, kappa in before.items()}
         PF = {}
         for c in plan.traced_couplings:
             y = plan.operations[c.operation].y_var.aval
@@ -318,13 +334,16 @@ class TraceCarry(Carry):
         kept, x = jax.tree.map(lambda v: v[None], (tape.kept, tape.x))
         new = self._exit(plan, carry, P, PF, x, weights)
         new |= {followed.key: _kappa(plan, index, tape.kappa[index]) for index, followed in plan.followed.items()}
-        return self._bounded(plan, carry, new, kept, 1)
+        before = {index: kappa[None] for index, kappa in before.items()}
+        return self._bounded(plan, carry, new, kept, before, 1)
 
-    def _bounded(self, plan: Plan, carry: Any, new: Any, kept: Mapping[int, Any], K: int) -> Any:
+    def _bounded(
+        self, plan: Plan, carry: Any, new: Any, kept: Mapping[int, Any], before: Mapping[int, Any], K: int
+    ) -> Any:
         """The traces `new` at the exit of a window, those that are cut short with their bounds."""
         short = _short(plan)
         norms = {
-            index: window_norms(self.recursion(plan, kept[index], None, K, index))
+            index: window_norms(self.recursion(plan, (kept[index], before.get(index)), None, K, index))
             for index in {uses[0].group for _, _, uses in short}
         }
         return new | {key: rule.bounded(new[key], carry[key], norms[uses[0].group]) for key, rule, uses in short}
