@@ -70,16 +70,17 @@ def broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 def check_arguments(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
     """The data among the arguments of one step, if they are shaped as those the model was compiled with."""
-    minfo = plan.graph.module_info
+    minfo, batch = plan.graph.module_info, plan.batch
     found, leaves = Arguments.split(args, kwargs)
     if found != minfo.arguments:
         _check_static(minfo.arguments, found)
     for i, (leaf, var) in enumerate(zip(leaves, minfo.arg_invars, strict=True)):
-        shape = tuple(var.aval.shape) if plan.batch is None else (plan.batch, *var.aval.shape)
+        aval = var.aval
+        shape = tuple(aval.shape) if batch is None else (batch, *aval.shape)
         leaf = leaves[i] = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
-        if leaf.shape == shape and leaf.dtype == var.aval.dtype:
+        if leaf.shape == shape and leaf.dtype == aval.dtype:
             continue
-        expected = jax.ShapeDtypeStruct(shape, var.aval.dtype)
+        expected = jax.ShapeDtypeStruct(shape, aval.dtype)
         where = f"learner(*args), input {i}"
         if leaf.shape != shape:
             raise LearnerError(

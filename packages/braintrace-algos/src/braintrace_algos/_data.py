@@ -1,6 +1,5 @@
 """Inputs that say whether they are one time step or a window of several."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +60,7 @@ class MultiStepData(NamedTuple):
     data: Any
 
 
-def unwrap(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
+def unwrap(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
     """The bare arguments of a call, and whether they are a window of steps; static arguments are of every step.
 
     Raises
@@ -71,7 +70,7 @@ def unwrap(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, .
     """
     given = [*args, *kwargs.values()]
     if not any(isinstance(arg, (SingleStepData, MultiStepData)) for arg in given):
-        return tuple(args), dict(kwargs), False
+        return args, kwargs, False
     is_window = any(isinstance(arg, MultiStepData) for arg in given)
     data = [arg for arg in given if any(map(is_data, jax.tree.leaves(arg)))]
     if is_window and not all(isinstance(arg, MultiStepData) for arg in data):

@@ -1,5 +1,6 @@
 """Whether the states of the model are still those that a learner goes on from."""
 
+import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ class Hold:
         if self._left is None or self._left[0] is not _held(traces) or not plan.carry.remembers:
             return
         now = [_held(state) for state in self._hidden]
-        if all(a is b for a, b in zip(self._left[1], now, strict=True)):
+        if all(map(operator.is_, self._left[1], now)):
             return
         if jax.tree.structure(now) != jax.tree.structure(self._left[1]):
             return  # another error tells of values that do not fit

@@ -260,9 +260,6 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         pytree
             The model's output; the outputs of all steps, stacked, where a window is given.
         """
-        if under_trace():
-            for state in self.param_states.values():
-                _ = state.value  # brainstate gives a gradient only for what was read; an unused parameter's is zero
         args, kwargs, is_window = unwrap(args, kwargs)
         if is_window:
             return run_window(self, args, kwargs)

@@ -212,6 +212,8 @@ class SequenceDrivers:
         """``function(*args)``, by a compiled program kept under `key` unless the call is part of a JAX trace."""
         settings: Any = jax.config
         if under_trace() or settings.jax_disable_jit:
+            for state in self.param_states.values():
+                _ = state.value  # brainstate gives a gradient only for what was read; an unused parameter's is zero
             return function(*args)
         hold = self._drivers.hold
         hold.resume(self.model, self.plan, self.etraces)

@@ -48,8 +48,14 @@ class Arguments(NamedTuple):
     def split(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple["Arguments", list[Any]]:
         """The call ``(*args, **kwargs)``, and its data."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
-        kinds = [DATA if is_data(leaf) else leaf for leaf in leaves]
-        return cls(tree, tuple(kinds)), [leaf for leaf, kind in zip(leaves, kinds, strict=True) if kind is DATA]
+        kinds, data = [], []
+        for leaf in leaves:  # once, as every call of a learner comes here
+            if is_data(leaf):
+                kinds.append(DATA)
+                data.append(leaf)
+            else:
+                kinds.append(leaf)
+        return cls(tree, tuple(kinds)), data
 
     def join(self, data: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments from the data."""
