@@ -187,6 +187,27 @@ def test_checkpoints_of_other_learners_are_refused(saved, model, recurrent_model
     refuse(smaller, path, "model.g: float32[3,5], learner float32[2,5]")
 
 
+@pytest.mark.parametrize(
+    ("saved_by", "restored_by"),
+    [
+        (("d_rtrl", {}), ("ostl_recurrent", {})),
+        (("ostl_recurrent", {}), ("eprop", {})),
+        (("pp_prop", {"decay_or_rank": 0.9}), ("pp_prop", {"decay_or_rank": 0.8})),
+        (("eprop", {"kappa_filter_decay": 0.9}), ("eprop", {"kappa_filter_decay": 0.8})),
+        (("pp_prop", {"decay_or_rank": (0.9, 0.0)}), ("ottt", {"decay": 0.8})),
+    ],
+)
+def test_traces_of_another_rule_or_decay_are_refused_where_their_shapes_are_the_same(
+    saved_by, restored_by, recurrent_model, data, tmp_path
+):
+    x, B, path = data[0][0], data[0].shape[1], tmp_path / "run.npz"
+    (name, options), (other, others) = saved_by, restored_by
+    learner = compile(recurrent_model, name, x, batch_size=B, **options)
+    learner.save(path)
+    learner.restore(path)
+    refuse(compile(recurrent_model, other, x, batch_size=B, **others), path, "traces: ", "its options")
+
+
 def test_a_plain_run_does_not_take_an_optimiser_s_checkpoint(saved, data):
     learner, path = saved
     learner.init_optimizer(optax.sgd(0.1))

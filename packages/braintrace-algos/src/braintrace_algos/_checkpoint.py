@@ -18,6 +18,7 @@ from ._errors import CheckpointError
 from ._storage import NumpyArchive, OrbaxFolder
 from ._train import Training
 from ._version import __version__
+from .carries import Carry
 
 FORMAT = 1
 _STORAGE = {"npz": NumpyArchive, "orbax": OrbaxFolder}
@@ -41,6 +42,7 @@ class Checkpoints(Training):
     model: brainstate.nn.Module
     states: Callable[..., Any]
     _initial: list[tuple[brainstate.State, Any]]
+    _make_carry: Callable[[], Carry]
 
     def save(self, path: str | os.PathLike[str], storage: str = "npz") -> None:
         """Write all that a later run needs to go on as if it had never stopped.
@@ -87,6 +89,7 @@ class Checkpoints(Training):
             "format": FORMAT,
             "version": __version__,
             "algorithm": type(self).__name__,
+            "carry": self._described_carry(),
             "entries": {name: entry_of(leaf, unit) for name, (leaf, unit) in leaves.items()},
         }
         _STORAGE[storage].write(Path(path), manifest, [leaf for leaf, _ in leaves.values()])
@@ -105,8 +108,8 @@ class Checkpoints(Training):
         Raises
         ------
         CheckpointError
-            If the file is no checkpoint, or one of another model, algorithm, optimiser or format; the message names the
-            paths that differ. The learner is then as it was before the call.
+            If the file is no checkpoint, or one of another model, algorithm, optimiser or format, or of traces with
+            other decays; the message names what differs. The learner is then as it was before the call.
         """
         path = Path(path)
         states = self._saved_states()
@@ -117,7 +120,8 @@ class Checkpoints(Training):
         _require_format(path, manifest)
         found = {name: Entry(tuple(e[0]), e[1], e[2]) for name, e in manifest["entries"].items()}
         expected = {name: entry_of(leaf, unit) for name, (leaf, unit) in targets.items()}
-        _require_equal(path, manifest, found, expected, type(self).__name__)
+        own = {"algorithm": type(self).__name__, "carry": self._described_carry()}
+        _require_equal(path, manifest, own, found, expected)
         restored = dict(zip(found, storage.arrays(path, [targets[name][0] for name in found]), strict=True))
         for name, value in values.items():
             leaves = [restored[leaf] for leaf, _, _ in _value_leaves(name, value)]
@@ -141,6 +145,11 @@ class Checkpoints(Training):
         named |= {f"learner.{_dotted(path)}": state for path, state in own.items()}
         named |= {f"optimizer.{i}": state for i, state in enumerate(self.optimizer_states)}
         return named
+
+    def _described_carry(self) -> str:
+        """What is carried, with its constants: the shapes of traces do not tell decays."""
+        carry = self._make_carry()
+        return f"{type(carry).__name__}({', '.join(f'{name}={getattr(carry, name)!r}' for name in carry.constants)})"
 
     def _saved_values(self, states: dict[str, brainstate.State]) -> dict[str, Any]:
         """The values of `states`, and those that `reset_state` brings back."""
@@ -179,11 +188,13 @@ def _require_format(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _require_equal(
-    path: Path, manifest: dict[str, Any], found: dict[str, Entry], expected: dict[str, Entry], algorithm: str
+    path: Path, manifest: dict[str, Any], own: dict[str, str], found: dict[str, Entry], expected: dict[str, Entry]
 ) -> None:
-    if found == expected:
+    carry = manifest.get("carry", own["carry"])  # which the first checkpoints did not tell
+    if found == expected and carry == own["carry"]:
         return
-    lines = [f"{name}: checkpoint only" for name in found if name not in expected]
+    lines = [f"traces: {carry}, learner {own['carry']}"] if carry != own["carry"] else []
+    lines += [f"{name}: checkpoint only" for name in found if name not in expected]
     lines += [f"{name}: learner only" for name in expected if name not in found]
     lines += [f"{n}: {found[n]}, learner {e}" for n, e in expected.items() if n in found and found[n] != e]
     optimiser = all(line.startswith("optimizer.") for line in lines)
@@ -191,10 +202,10 @@ def _require_equal(
         "The checkpoint does not belong to this learner.",
         where=str(path),
         found=f"{manifest['algorithm']} of version {manifest['version']}; differences:\n  " + "\n  ".join(lines),
-        expected=f"the states of this {algorithm}",
+        expected=f"the states of this {own['algorithm']}",
         fix="call learner.init_optimizer(optimizer) with the optimiser of the saved run first"
         if optimiser
-        else "compile the model, algorithm and batch size of the saved run",
+        else "compile the model, algorithm, its options and batch size of the saved run",
     )
 
 

@@ -29,6 +29,8 @@ class Carry:
     """Whether groups count that no marked operation drives."""
     every_state: ClassVar[bool] = True
     """Whether states count whose past meets no signal."""
+    constants: ClassVar[tuple[str, ...]] = ()
+    """Attributes that what is carried follows from beside the model: with others it is not carried on."""
 
     def keeping(self, choice: CarryChoice) -> "Carry":
         """This carry, with traces that are cut short where `choice` says so."""

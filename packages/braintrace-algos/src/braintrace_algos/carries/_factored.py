@@ -40,6 +40,7 @@ class FactoredCarry(Carry):
     """
 
     remembers = True
+    constants = ("decay_x", "decay_f", "gain_f", "normalise")
 
     def __init__(self, decay_x: float, decay_f: float, gain_f: float, normalise: bool):
         self.decay_x, self.decay_f, self.gain_f, self.normalise = decay_x, decay_f, gain_f, normalise

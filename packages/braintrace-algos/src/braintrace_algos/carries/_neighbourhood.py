@@ -68,6 +68,7 @@ class NeighbourhoodCarry(Carry):
 
     remembers = True
     every_group = True
+    constants = ("n",)
 
     def __init__(self, n: int, limit: int):
         self.n, self.limit = n, limit

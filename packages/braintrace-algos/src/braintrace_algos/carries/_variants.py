@@ -44,6 +44,7 @@ class FilteredTraceCarry(TraceCarry):
     """
 
     factors = False
+    constants = ("kappa",)
 
     def __init__(self, kappa: float):
         self.kappa = kappa
