@@ -400,6 +400,7 @@ def test_an_output_that_bypasses_the_stored_state_is_told():
             self.h.value = 1.0 * v
             return matmul(v, self.V.value)
 
-    with pytest.warns(UserWarning, match="stored values"):
+    with pytest.warns(UserWarning, match="stored values") as told:
         assert np.abs(gradient("eprop", Bypass())[2]["W"]).max() == 0
+    assert told[0].filename == __file__
     assert np.abs(gradient("d_rtrl", Bypass())[2]["W"]).max() > 0.1

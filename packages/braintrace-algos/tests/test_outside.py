@@ -134,8 +134,9 @@ def test_parameters_that_nobody_learns_are_named(model, data, method):
     x = data[0][:, 0]
     learner, readout = compile(model, "d_rtrl", x[0]), brainstate.ParamState(jnp.ones((2, 3)))
     options = {"optimizer": optax.sgd(0.1)} if method == "etrace_train" else {}
-    with pytest.warns(CompilationWarning, match=r"1 parameters .*\(f32\[2,3\]\)"):
+    with pytest.warns(CompilationWarning, match=r"1 parameters .*\(f32\[2,3\]\)") as told:
         getattr(learner, method)(x, step_fn=lambda x: ((learner(x) @ readout.value) ** 2).sum(), **options)
+    assert told[0].filename == __file__
     fixed = lambda x: ((learner(x) @ jax.lax.stop_gradient(readout.value)) ** 2).sum()  # noqa: E731
     getattr(learner, method)(x, step_fn=fixed, **options)
 
@@ -175,8 +176,9 @@ def test_hidden_states_that_are_written_between_calls_leave_traces_behind(recurr
         step(x[0])  # writes both, out of sight
         run()
         model.v.value = jnp.zeros_like(model.v.value)
-        with pytest.warns(CompilationWarning, match="and its traces were not"):
+        with pytest.warns(CompilationWarning, match="and its traces were not") as told:
             learner(x[0])
+        assert told[0].filename == __file__
         run()
         learner.reset_state()
         model.v.value = model.v.value + 1

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import DATA, Arguments, CompilationWarning, NotSupportedError
+from braintrace_compiler import DATA, Arguments, CompilationWarning, NotSupportedError, users_level
 from braintrace_primitives._jax_compat import Literal
 from braintrace_primitives._sharding import explicit_spec
 
@@ -212,7 +212,7 @@ def warn_of_unseen_states(plan: Plan) -> None:
                 f"The output reads what drives {[list(p) for p in group.hidden_paths]}, but not their stored values: "
                 "a learning signal at the states does not see it. Return the state's value after storing it.",
                 CompilationWarning,
-                stacklevel=4,
+                stacklevel=users_level(),
             )
 
 

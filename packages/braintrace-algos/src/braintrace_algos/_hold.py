@@ -8,7 +8,7 @@ from typing import Any
 import brainstate
 import jax
 
-from braintrace_compiler import CompilationWarning, StateKind
+from braintrace_compiler import CompilationWarning, StateKind, users_level
 
 from ._errors import LearnerError
 from ._plan import Plan
@@ -49,7 +49,7 @@ class Hold:
                 "Hidden states of the model were written since the learner ran last, and its traces were not: these "
                 "belong to the states as they were. learner.reset_state() brings both back to where a sequence begins.",
                 CompilationWarning,
-                stacklevel=4,
+                stacklevel=users_level(),
             )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import brainstate
 import jax
 
-from braintrace_compiler import CompilationWarning, StateInfo, StateKind, influence
+from braintrace_compiler import CompilationWarning, StateInfo, StateKind, influence, users_level
 from braintrace_primitives._jax_compat import Literal
 
 from ._checks import describe
@@ -138,7 +138,7 @@ def warn_of_foreign_parameters(step: StatefulProgram) -> None:
             "they get no gradient, and are not learnt. Make them part of the model, or put jax.lax.stop_gradient "
             "around them.",
             CompilationWarning,
-            stacklevel=2,
+            stacklevel=users_level(),
         )
 
 

@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from typing import Any
 
-from braintrace_compiler import CompilationWarning
+from braintrace_compiler import CompilationWarning, users_level
 
 _PATIENCE = 4
 """Programs for what seems to be the same after which the user is told."""
@@ -26,7 +26,6 @@ class Repeats:
                 f"{_PATIENCE} times for one learner: each call gave another function, and what it reads from around it "
                 "differs or cannot be compared. Define it once, outside of the loop; hand over what changes in the "
                 "sequences or in a brainstate.State.",
-                7,
             )
 
     def of_optimizer(self, kind: type, paths: Any) -> None:
@@ -36,10 +35,9 @@ class Repeats:
             f"Training has been compiled {_PATIENCE} times anew for one learner: each call gave another "
             f"{kind.__name__}. Make the optimiser once, outside of the loop, with a schedule where its rate changes; "
             "learner.init_optimizer(optimizer) starts the same one afresh.",
-            5,
         )
 
-    def _count(self, key: Any, message: str, stacklevel: int) -> None:
+    def _count(self, key: Any, message: str) -> None:
         self._programs[key] += 1
         if self._programs[key] == _PATIENCE:
-            warnings.warn(message, CompilationWarning, stacklevel=stacklevel)
+            warnings.warn(message, CompilationWarning, stacklevel=users_level())

@@ -32,6 +32,7 @@ from ._derivatives import true_diagonals as true_diagonals
 from ._diagnostics import CompilationRecord as CompilationRecord
 from ._diagnostics import DiagnosticKind as DiagnosticKind
 from ._diagnostics import DiagnosticLevel as DiagnosticLevel
+from ._diagnostics import users_level as users_level
 from ._entries import Known as Known
 from ._errors import CompilationError as CompilationError
 from ._errors import CompilationWarning as CompilationWarning

@@ -141,18 +141,18 @@ def emit_warnings(records: Iterable[CompilationRecord]) -> None:
         if record.level is DiagnosticLevel.WARNING and record.kind not in _QUIET:
             source = record.context.get("source")
             where = f" ({source})" if source else ""
-            warnings.warn(f"{record.kind.name}: {record.message}{where}", CompilationWarning, stacklevel=_users_level())
+            warnings.warn(f"{record.kind.name}: {record.message}{where}", CompilationWarning, stacklevel=users_level())
 
 
-def _users_level() -> int:
-    """The stack level of the first frame outside of braintrace, as `warnings.warn` in the caller counts."""
+def users_level() -> int:
+    """The stack level of the first frame that is the user's, as `warnings.warn` in the caller counts."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and _OURS.match(frame.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1
     return level
 
 
-_OURS = re.compile(r"braintrace(_\w+)?(\.|$)")
+_OURS = re.compile(r"(braintrace(_\w+)?|brainstate)(\.|$)")
 
 
 def each_once(records: Iterable[CompilationRecord]) -> tuple[CompilationRecord, ...]:

@@ -106,6 +106,7 @@ from braintrace_compiler import states_read as states_read
 from braintrace_compiler import step_structure as step_structure
 from braintrace_compiler import trace_var_to_param as trace_var_to_param
 from braintrace_compiler import true_diagonals as true_diagonals
+from braintrace_compiler import users_level as users_level
 from braintrace_compiler import with_way_back as with_way_back
 from braintrace_primitives import ETP_PRIMITIVES as ETP_PRIMITIVES
 from braintrace_primitives import BraintraceError as BraintraceError
