@@ -22,10 +22,11 @@ class ThreeFactor(OnlineLearner):
     Parameters
     ----------
     modulator : scalar or array
-        Standing value until another is given: by assigning ``learner.modulator.value``, which works under `jit`, or by
-        ``learner(x, modulator=m)``, which makes m the standing value. Its shape stays. An array must broadcast, as in
-        NumPy, to ``(states, *positions)`` of every group: one value for each of B samples is of shape (B, 1), and of
-        shape (B,) where a single-sample model is mapped over the batch.
+        Standing value until another is given; with 0, the default, only readouts learn. Another is given by assigning
+        ``learner.modulator.value``, which works under `jit`, or by ``learner(x, modulator=m)``, which makes m the
+        standing value. Its shape stays. An array must broadcast, as in NumPy, to ``(states, *positions)`` of every
+        group: one value for each of B samples is of shape (B, 1), and of shape (B,) where a single-sample model is
+        mapped over the batch.
     **options
         Of `OnlineLearner`.
 
