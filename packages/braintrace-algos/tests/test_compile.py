@@ -26,6 +26,8 @@ def test_options_are_checked(model):
         compile(model, D_RTRL, jnp.zeros(4), vjp_method="two-step")
     with pytest.raises(LearnerError, match="window"):
         compile(model, D_RTRL, jnp.zeros(4), vjp_method="multi-step", window=0)
+    with pytest.raises(LearnerError, match=r"(?s)Single steps have no windows.*window=8"):
+        compile(model, D_RTRL, jnp.zeros(4), window=8)
     with pytest.raises(LearnerTypeError, match=r"found: *folds[\s\S]*vjp_method[\s\S]*did you mean fold\?"):
         compile(model, D_RTRL, jnp.zeros(4), folds=3)
     with pytest.raises(LearnerTypeError, match=r"found: *no options[\s\S]*decay_or_rank="):

@@ -12,6 +12,9 @@ def compiled(model, data, **options):
     return compile(model, D_RTRL, data[0][0], batch_size=data[0].shape[1], **options)
 
 
+METHODS = {"single-step": {}, "multi-step": {"vjp_method": "multi-step", "window": 3}}
+
+
 def gradient_of_windows(learner, data, loss, K):
     def total(xs, ys):
         out = learner(MultiStepData(xs))
@@ -26,7 +29,7 @@ def gradient_of_windows(learner, data, loss, K):
 @pytest.mark.parametrize("vmap", [False, True])
 def test_a_window_is_as_the_driver_s(recurrent_model, data, loss, distance, vjp_method, vmap):
     data = tuple(v[:6] for v in data)
-    learner = compiled(recurrent_model, data, vjp_method=vjp_method, window=3, vmap=vmap)
+    learner = compiled(recurrent_model, data, **METHODS[vjp_method], vmap=vmap)
     expected = learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(x), y), reduction="sum")
     traces, hidden = learner.etraces.value, recurrent_model.v.value
     learner.reset_state()
@@ -61,7 +64,7 @@ def test_windows_differ_from_single_steps(recurrent_model, data, loss, distance)
 
 @pytest.mark.parametrize("vjp_method", ["single-step", "multi-step"])
 def test_chunks_are_windows_of_the_call(recurrent_model, data, loss, distance, vjp_method):
-    learner = compiled(recurrent_model, data, vjp_method=vjp_method, window=3)
+    learner = compiled(recurrent_model, data, **METHODS[vjp_method])
     mask = jnp.arange(len(data[0])) != 1
 
     def step(x, y):

@@ -84,6 +84,16 @@ def test_a_number_that_shapes_the_program_is_explained():
     assert any("numbers among the arguments of a step are data" in note for note in caught.value.__notes__)
 
 
+def test_numpy_in_a_step_is_explained():
+    def step(m, x):
+        m.v.value = 0.9 * m.v.value + np.tanh(np.asarray(matmul(x, m.w.value)))
+        return m.v.value
+
+    with pytest.raises(jax.errors.TracerArrayConversionError) as caught:
+        graph(Model(step, {"w": array(I, H)}, {"v": array(H)}))
+    assert any("jax.numpy rather than NumPy" in note for note in caught.value.__notes__)
+
+
 def test_outputs_are_arrays():
     def step(m, x):
         m.v.value = 0.9 * m.v.value + matmul(x, m.w.value)

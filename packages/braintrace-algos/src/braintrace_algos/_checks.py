@@ -29,10 +29,18 @@ def check_steps(name: str, value: Any) -> None:
         raise LearnerError(f"`{name}` must be a number of steps.", found=repr(value), expected="an int of at least 1")
 
 
-def check_window(window: Any) -> None:
-    """Refuse a window that is neither a number of steps nor None, for the whole sequence."""
+def check_window(window: Any, vjp_method: str = "multi-step") -> None:
+    """Refuse a window that is neither a number of steps nor None, for the whole sequence; single steps have none."""
     if window is not None:
         check_steps("window", window)
+    if vjp_method == "single-step" and window != 1:
+        raise LearnerError(
+            "Single steps have no windows: the option would change nothing.",
+            where="compile(..., window=...)",
+            found=f'window={window}, vjp_method="single-step"',
+            expected='vjp_method="multi-step", or no window',
+            fix="for a step function that gets K steps at once, etrace_grad(..., chunk_size=K) is enough",
+        )
 
 
 def check_decay(name: str, value: Any) -> float:

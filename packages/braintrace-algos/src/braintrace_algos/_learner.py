@@ -113,7 +113,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         initialise: Any = super().__init__  # of Module, which type checkers take for that of `object`
         initialise(name=name)
         check_choice("vjp_method", vjp_method, ("single-step", "multi-step"))
-        check_window(window)
+        check_window(window, vjp_method)
         self.model = model
         self.vjp_method = vjp_method
         self.window = window

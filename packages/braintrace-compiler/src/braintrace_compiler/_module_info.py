@@ -218,6 +218,9 @@ def extract_module_info(
             "model, or bind it by functools.partial."
         )
         raise
+    except jax.errors.TracerArrayConversionError as error:
+        error.add_note("braintrace: a step is compiled. Compute with jax.numpy rather than NumPy.")
+        raise
     closed = function.get_jaxpr(*data)
     states = function.get_states(*data)
     out_shape, _ = function.get_out_shapes(*data)
