@@ -31,6 +31,8 @@ def test_matrices_of_jax():
     for matrix in (jax_sparse.BCOO.fromdense(DENSE), jax_sparse.BCSR.fromdense(DENSE)):
         assert bp.SparsityPattern.from_matrix(matrix) == PATTERN
         assert jnp.allclose(bp.sparse_matmul(X, DATA, sparse_mat=matrix), X @ MATRIX, atol=1e-5)
+        compiled = jax.jit(lambda x, d, matrix=matrix: bp.sparse_matmul(x, d, sparse_mat=matrix))
+        assert jnp.allclose(compiled(X, DATA), X @ MATRIX, atol=1e-5)
 
 
 def test_foreign_matrices_by_duck_typing():

@@ -97,6 +97,8 @@ class SparsityPattern:
                     return cls(indices, _expand(matrix.indptr), shape)
                 return cls.from_csr(indices, matrix.indptr, shape)
             if np.ndim(indices) == 2:
+                if not is_traced(indices):
+                    indices = np.asarray(indices)  # a slice of a JAX array would be traced where the call is
                 return cls(indices[:, 0], indices[:, 1], shape)
         raise OperandTypeError(
             "This is not a sparse matrix with two plain axes.",
