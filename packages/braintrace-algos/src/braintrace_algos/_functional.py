@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import brainstate
 import jax
 import jax.numpy as jnp
-from brainstate._state import TRACE_CONTEXT as _BRAINSTATE
 
 from braintrace_primitives._jax_compat import Jaxpr, eval_jaxpr, make_jaxpr_without_consts
+
+from ._state_values import set_values, values_of
 
 
 class Traced(NamedTuple):
@@ -134,16 +135,6 @@ def _shapes(leaves: list[Any], tree: Any) -> Any:
     return tree, [(v.shape, v.dtype) for v in arrays]
 
 
-def _is_watched(states: Sequence[brainstate.State]) -> bool:
-    """Whether reading or writing one of these states is more than to get or set it: something records it, checks it,
-    hooks into it, or its class has a `value` of its own."""
-    if _BRAINSTATE.state_stack or _BRAINSTATE.tree_check[-1] or _BRAINSTATE.jax_tracer_check[-1]:
-        return True
-    if brainstate.has_state_hooks():
-        return True
-    return any(state.has_hooks() or type(state).value is not brainstate.State.value for state in states)
-
-
 class CompiledCall:
     """A stateful function of arrays, compiled for calls outside of any JAX trace.
 
@@ -167,14 +158,8 @@ class CompiledCall:
         if not self._states:
             self._traced, self._states, written, _ = purify(self._function, *args)
             self._written = list(itertools.compress(self._states, written))
-        if _is_watched(self._states):
-            out, new = self._run([state.value for state in self._states], args)
-            for state, value in zip(self._written, new, strict=True):
-                state.value = value
-        else:  # of which `value` would find out for each state anew, in as long as all the rest takes
-            out, new = self._run([state._read_value() for state in self._states], args)
-            for state, value in zip(self._written, new, strict=True):
-                state._write_value(value)
+        out, new = self._run(values_of(self._states), args)
+        set_values(self._written, new)
         return out
 
     def _pure(self, values: Sequence[Any], args: Any) -> tuple[Any, list[Any]]:
