@@ -158,7 +158,7 @@ def _narrowed(wide: dict[str, Any], like: dict[str, Any]) -> Any:
 
 def online_step(
     plan: Plan,
-    run: Callable[[Operands, Perturbations], tuple[Any, Any]],
+    run: Callable[[Plan, Operands, Perturbations], tuple[Any, Any]],
     carry: Any,
     weights: Operands,
     theta: list[Any],

@@ -99,7 +99,7 @@ class Tape(NamedTuple):
 
     kept: dict[int, list[Any]]
     x: Any
-    kappa: dict[int, list[Any]] | None = None
+    kappa: Any = None
 
 
 def tape_of(plan: Plan, result: StepResult) -> Tape:
