@@ -143,3 +143,33 @@ def test_where_nothing_is_remembered_the_latest_step_says_it_all(data, loss, dis
         total = jax.tree.map(jnp.add, total, jax.grad(latest)(w, h, xs[t - 1 : t + 1], ys[t]))
         h = step(w, h, xs[t - 1])
     assert distance(found["w",], total) < 1e-5
+
+
+class WithEmptyPart(brainstate.nn.Module):
+    """A layer without units, as sizes from a table may give one, beside another that drives the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.none = brainstate.ParamState(jnp.zeros((I, 0)))
+        self.w = brainstate.ParamState(normal(0, I, H))
+
+    def init_state(self, batch_size=None):
+        lead = () if batch_size is None else (batch_size,)
+        self.empty = brainstate.HiddenState(jnp.zeros((*lead, 0)))
+        self.h = brainstate.HiddenState(jnp.zeros((*lead, H)))
+
+    def update(self, x):
+        self.empty.value = 0.9 * self.empty.value + matmul(x, self.none.value)
+        self.h.value = 0.9 * jnp.sin(self.h.value) + matmul(x, self.w.value)
+        return self.h.value + self.empty.value.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"vmap": True}, {"vjp_method": "multi-step", "window": 2}])
+def test_states_of_no_units(data, loss, distance, options):
+    xs, ys = data[0], data[0][..., :1]
+    found = []
+    for algorithm, more in ((D_RTRL, options), ("bptt", {})):
+        learner = compile(WithEmptyPart(), algorithm, xs[0], batch_size=B, **more)
+        found.append(learner.etrace_grad(xs, ys, step_fn=lambda x, y, f=learner: loss(f(x), y), fold=2))
+        assert found[-1]["none",].shape == (I, 0)
+    assert distance(found[0]["w",], found[1]["w",]) < 1e-5

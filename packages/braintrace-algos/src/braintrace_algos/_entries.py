@@ -30,3 +30,8 @@ def stacked(entries: Iterable[Any], shape: tuple[int, ...], dtype: Any, axis: in
 def matrix(rows: Iterable[Iterable[Any]], shape: tuple[int, ...], dtype: Any) -> Any:
     """Rows of entries as one array (rows, columns, *shape)."""
     return jnp.stack([stacked(row, shape, dtype) for row in rows])
+
+
+def two_axes_as_one(values: Any) -> Any:
+    """The first two axes as one; the others may be empty."""
+    return values.reshape(values.shape[0] * values.shape[1], *values.shape[2:])

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from braintrace_primitives import TraceRule
 from braintrace_primitives._trace_rule import mix, over_states
 
+from ._entries import two_axes_as_one
+
 
 class RecentStepsTraceRule(TraceRule):
     """The trace rule of an op of which the last R steps are remembered, as factors; the steps before them are dropped.
@@ -45,7 +47,7 @@ class RecentStepsTraceRule(TraceRule):
         return {"factor": factor, "x": self._recent(xs.astype(trace["x"].dtype), trace["x"])}
 
     def contract(self, trace, signal, weights, params):
-        xs, sent = (v.reshape(-1, *v.shape[2:]) for v in self.sent(trace, signal))
+        xs, sent = map(two_axes_as_one, self.sent(trace, signal))
         return self.rule.pullback(xs, weights, sent, params)
 
     def sent(self, trace: Any, signal: Any) -> tuple[Any, Any]:
@@ -54,7 +56,7 @@ class RecentStepsTraceRule(TraceRule):
 
     def _recent(self, new: Any, old: Any = None) -> Any:
         """The last R of `old`, (n, R, ...), followed by `new`, (n · K, ...)."""
-        new = new.reshape(self.uses, -1, *new.shape[1:])
+        new = new.reshape(self.uses, len(new) // self.uses, *new.shape[1:])
         if old is not None and new.shape[1] < self.steps:
             new = jnp.concatenate([old, new], 1)
         return new[:, -self.steps :]
@@ -88,7 +90,7 @@ class WaitingTraceRule(RecentStepsTraceRule):
 
     def end(self, held: Any, weights: Any, params: Any) -> Any:
         """The trace, once all steps are added to it; `weights` may be abstract."""
-        xs, factors = (held[name].reshape(-1, *held[name].shape[2:]) for name in ("x", "factor"))
+        xs, factors = (two_axes_as_one(held[name]) for name in ("x", "factor"))
         return self.rule.advance_in_place(held["trace"], held["passage"], xs, factors, weights, params)
 
     def advance(self, trace, blocks, xs, factors, weights, params):

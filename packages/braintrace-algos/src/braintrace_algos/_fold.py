@@ -9,6 +9,7 @@ import numpy as np
 
 from braintrace_primitives._trace_rule import sum_leading
 
+from ._entries import two_axes_as_one
 from ._fold_types import Folded, Window
 from ._plan import Operands, Perturbations, Plan
 
@@ -59,7 +60,7 @@ def fold(
     for k, operation in enumerate(plan.operations):
         x, g, past = folded.x[k], folded.g[k], folded.past[k]
         if plan.batch is not None:  # copies are so many more time steps to the pullback
-            x, g = (None if v is None else v.reshape(-1, *v.shape[2:]) for v in (x, g))
+            x, g = (None if v is None else two_axes_as_one(v) for v in (x, g))
             past = {name: sum_leading(value, 1) for name, value in past.items()}
         dw = operation.spec.trace_rule.pullback(x, weights[k], g, operation.eqn.params)
         gradients.append({name: dw[name] + past.get(name, 0) for name in dw})
