@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from braintrace_algos import BPTT, D_RTRL, UORO, LearnerError, compare_gradients, compile
+from braintrace_algos import BPTT, D_RTRL, UORO, LearnerError, LearnerTypeError, compare_gradients, compile
 from braintrace_compiler import Table, readable_bytes
 from braintrace_primitives import lora_matmul
 from braintrace_primitives.testing import draw
@@ -21,6 +21,12 @@ def test_exact_learners_agree_with_exact_methods(model, data, loss, against):
     assert [row.path for row in table.parameters] == list(learner.param_states)
     assert all(row.relative_error < 1e-5 and row.cosine > 0.9999 for row in table.parameters)
     assert all(row.certificate == "nothing" for row in table.parameters)
+
+
+def test_one_learner_is_compared_at_a_time(model, data):
+    learner = compiled(model, data)
+    with pytest.raises(LearnerTypeError, match="one learner at a time"):
+        compare_gradients([learner, learner], *data, step_fn=lambda x, y: 0.0)
 
 
 def test_the_table_shows_what_the_strict_rule_loses(recurrent_model, data, loss, bptt, distance):

@@ -10,6 +10,7 @@ from braintrace_compiler import Table
 
 from ._checks import check_choice, check_state_shapes, check_steps
 from ._driver import GradientDriver
+from ._errors import LearnerTypeError
 from ._fold_length import FoldLength
 from ._plan import Plan, make_plan
 from ._sequence import SequenceDrivers, check_mask, sequence_length
@@ -125,6 +126,14 @@ def compare_gradients(
     ('nothing', True)
     """
     check_choice("against", against, ("bptt", "rtrl"))
+    if not isinstance(learner, SequenceDrivers):
+        raise LearnerTypeError(
+            "Gradients are compared for one learner at a time.",
+            where="compare_gradients(learner, ...)",
+            found=type(learner).__name__,
+            expected="a learner, as compile gives it",
+            fix="call compare_gradients for each learner, with a step_fn that calls it",
+        )
     check_state_shapes(learner.plan)
     sequences = jax.tree.map(jnp.asarray, sequences)
     T = sequence_length(sequences)

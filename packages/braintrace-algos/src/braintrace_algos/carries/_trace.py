@@ -152,12 +152,15 @@ class TraceCarry(Carry):
         return None if goes_around(met.graph.hidden_perturb, met.step, states, _driving(met)) else met
 
     def _with_followers(self, plan: Plan) -> Plan:
-        """The plan with the states of traced groups that follow from those with a trace, if there are such."""
+        """The plan with the states of traced groups that follow from those with a trace, if there are such.
+
+        Those whose past is read have a signal there, and so a trace, anyhow.
+        """
         live = dict(plan.live)
-        for index in plan.traced:
+        for index in set(plan.traced) - set(plan.followed):
             states = tuple(range(plan.transitions[index].group.num_state))
             following = find_following(plan.transitions[index], states)
-            if following is not None and set(following.leaders) <= set(live[index]):
+            if following is not None and following.forgotten and set(following.leaders) <= set(live[index]):
                 live[index] = states
         if live == plan.live:
             return plan
