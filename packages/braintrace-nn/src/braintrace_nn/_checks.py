@@ -80,8 +80,8 @@ def _reject_step_shape(module: Any, x: jax.Array, batch_shape: tuple[int, ...]) 
         what, fix = "The input has the wrong feature size.", "build the cell with the in_size of the data"
     elif len(lead) > len(batch_shape):
         what = "The input has more axes than one time step of the cell."
-        batch = f"batch_size={lead[-1]}"
-        fix = f"feed one time step at a time; for a batch, compile(..., {batch}) or, without a learner, init_state({batch})"
+        size = f"batch_size={lead[-1]}"
+        fix = f"feed one time step at a time; for a batch, compile(..., {size}) or, without a learner, init_state({size})"
     else:
         what = "The input and the hidden state differ in their batch."
         batch = lead[0] if lead else None
