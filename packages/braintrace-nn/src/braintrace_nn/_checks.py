@@ -81,7 +81,9 @@ def _reject_step_shape(module: Any, x: jax.Array, batch_shape: tuple[int, ...]) 
     elif len(lead) > len(batch_shape):
         what = "The input has more axes than one time step of the cell."
         size = f"batch_size={lead[-1]}"
-        fix = f"feed one time step at a time; for a batch compile(..., {size}) or, without a learner, init_state({size})"
+        fix = (
+            f"feed one time step at a time; for a batch compile(..., {size}) or, without a learner, init_state({size})"
+        )
     else:
         what = "The input and the hidden state differ in their batch."
         batch = lead[0] if lead else None
