@@ -136,7 +136,7 @@ def test_signals_at_followers_matter(monkeypatch):
     for name in ("lstm", "half of it", "reset by spikes"):
         expected = learnt(learner(name, True, window=4))
         with monkeypatch.context() as patch:
-            patch.setattr(Followed, "led", lambda self, signals, kappa, axis=0: signals)
+            patch.setattr(Followed, "led", lambda self, signals, jacobian, axis=0: signals)
             assert np.abs(learnt(learner(name, True, window=4)) - expected).max() > 1e-3 * np.abs(expected).max()
 
 
@@ -146,10 +146,10 @@ def test_traces_of_leaders_and_what_is_direct_are_all_that_is_kept():
         return sorted(leaf.size for leaf in jax.tree.leaves(traces))
 
     N, joined = B * H, B * (I + H)
-    trace, latest, kappa = N * (I + H), [2 * N, joined], N
-    assert sizes("lstm") == sorted([trace, trace, *latest, kappa])
+    trace, latest, jacobian = N * (I + H), [2 * N, joined], N
+    assert sizes("lstm") == sorted([trace, trace, *latest, jacobian])
     # All gates at once: the trace has their elements, and of the latest step what reaches h directly is kept.
-    assert sizes("fused") == sorted([4 * trace, 4 * N, joined, kappa])
+    assert sizes("fused") == sorted([4 * trace, 4 * N, joined, jacobian])
 
 
 def in_single_calls(compiled):

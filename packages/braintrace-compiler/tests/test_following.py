@@ -98,15 +98,15 @@ def test_a_chain_of_followers_has_one_leader():
 
 
 def test_derivatives_of_followers():
-    """κ = σ(z) (1 - tanh² c) of h = σ(z) tanh(c), and what z brings directly, σ' tanh(c)."""
+    """J = σ(z) (1 - tanh² c) of h = σ(z) tanh(c), and what z brings directly, σ' tanh(c)."""
     found = transition(follow(lambda new, y, z, c, h: jax.nn.sigmoid(z) * jnp.tanh(new)))
     following = find_following(found, [0, 1])
     rng = np.random.default_rng(0)
     inputs = [jnp.asarray(rng.normal(size=v.aval.shape), v.aval.dtype) for v in found.program.invars]
-    ((kappa,),), F = differentiate_following(following, found, [(k, Feed(FeedKind.SAME)) for k in range(2)], inputs)
+    ((jacobian,),), F = differentiate_following(following, found, [(k, Feed(FeedKind.SAME)) for k in range(2)], inputs)
     new = np.asarray(eval_jaxpr(found.program, *inputs)[following.leaders[0]])
     (slot,) = following.direct
     gate = 1 / (1 + np.exp(-np.asarray(inputs[2 + slot])))
-    np.testing.assert_allclose(kappa, gate * (1 - np.tanh(new) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(jacobian, gate * (1 - np.tanh(new) ** 2), rtol=1e-5)
     np.testing.assert_allclose(F[slot][0], gate * (1 - gate) * np.tanh(new), rtol=1e-5)
     assert F[1 - slot][0].value == 0

@@ -68,10 +68,10 @@ class LocalDerivatives(NamedTuple):
 class Followed(NamedTuple):
     """States of a group that follow from others, h = o tanh(c) of an LSTM, and need no trace of their own.
 
-    With κ = ∂h_f^t/∂h_r^t the trace of a follower f is e_f^t = sum_r κ_fr^t e_r^t + F_f^t ∂y^t/∂w, where F_f is what an
-    operation brings around its leaders r. A signal L is one of L_r + sum_f κ_fr L_f at the leaders, and of L_f at that
+    With J = ∂h_f^t/∂h_r^t the trace of a follower f is e_f^t = sum_r J_fr^t e_r^t + F_f^t ∂y^t/∂w, where F_f is what an
+    operation brings around its leaders r. A signal L is one of L_r + sum_f J_fr L_f at the leaders, and of L_f at that
     second part, which stands for e_f: its rows of D are zero. Leaders that read the past of a follower, for which there
-    is no such part, have D_rs + sum_f D_rf κ_fs^{t-1} for D_rs.
+    is no such part, have D_rs + sum_f D_rf J_fs^{t-1} for D_rs.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Followed(NamedTuple):
     states : Following
     leaders, followers : tuple of int
         Their places among the states that carry a trace.
-    kappa : LocalDerivatives
+    jacobian : LocalDerivatives
         Of a step, a row for each follower.
     """
 
@@ -88,7 +88,7 @@ class Followed(NamedTuple):
     states: Following
     leaders: tuple[int, ...]
     followers: tuple[int, ...]
-    kappa: LocalDerivatives
+    jacobian: LocalDerivatives
 
     @classmethod
     def of(cls, plan: Plan, index: int) -> "Followed | None":
@@ -101,14 +101,14 @@ class Followed(NamedTuple):
         variables, inputs_of = _inputs(plan, index)
         own, of = (" and ".join(plan.live_names(index, places)) for places in (followers, leaders))
 
-        def kappa(*values: Any) -> Rows:
+        def jacobian(*values: Any) -> Rows:
             return differentiate_following(states, transition, [], inputs_of(values))[0]
 
-        return cls((own, of), states, leaders, followers, LocalDerivatives.of(variables, kappa))
+        return cls((own, of), states, leaders, followers, LocalDerivatives.of(variables, jacobian))
 
     @property
     def key(self) -> str:
-        """Under which κ is carried."""
+        """Under which J is carried."""
         return "{} from {}".format(*self.names)
 
     def blocks(self, D: Rows, F: Sequence[Sequence[Any]], around: Sequence[Sequence[Any]]) -> Any:
@@ -122,14 +122,14 @@ class Followed(NamedTuple):
         pairs = zip(F, around, strict=True)
         return rows, [tuple(more[own[s]] if s in own else f[s] for s in S) for f, more in pairs]
 
-    def passed_on(self, D: Rows, kappa: Any = None) -> Rows:
+    def passed_on(self, D: Rows, jacobian: Any = None) -> Rows:
         """D with the past of followers as that of their leaders.
 
         Parameters
         ----------
         D : rows
             Or their pattern, see `LocalDerivatives`.
-        kappa : array (followers, leaders, *positions), optional
+        jacobian : array (followers, leaders, *positions), optional
             Of the step before; without it, what is no number is None.
         """
         place, S = {r: i for i, r in enumerate(self.leaders)}, range(len(D))
@@ -139,23 +139,23 @@ class Followed(NamedTuple):
                 return Known(0)
             i = place[r]
             read = [(j, D[s][f]) for j, f in enumerate(self.followers) if self._leads(i, j) and not is_zero(D[s][f])]
-            if read and kappa is None:
+            if read and jacobian is None:
                 return None
-            return sum((d * kappa[j, i] for j, d in read), D[s][r])
+            return sum((d * jacobian[j, i] for j, d in read), D[s][r])
 
         return tuple(tuple(entry(s, r) for r in S) for s in S)
 
-    def led(self, signals: Any, kappa: Any, axis: int = 0) -> Any:
-        """Signals, (S, *positions) from `axis` on, as leaders meet them; κ is (followers, leaders, *positions)."""
+    def led(self, signals: Any, jacobian: Any, axis: int = 0) -> Any:
+        """Signals, (S, *positions) from `axis` on, as leaders meet them; J is (followers, leaders, *positions)."""
         rows = list(jnp.moveaxis(signals, axis, 0))
-        weights = jnp.moveaxis(kappa, (axis, axis + 1), (0, 1)).astype(signals.dtype)
+        weights = jnp.moveaxis(jacobian, (axis, axis + 1), (0, 1)).astype(signals.dtype)
         for i, r in enumerate(self.leaders):
             rows[r] = rows[r] + sum(weights[j, i] * rows[f] for j, f in enumerate(self.followers) if self._leads(i, j))
         return jnp.stack(rows, axis)
 
     def _leads(self, i: int, j: int) -> bool:
         """Whether the j-th follower depends on the i-th leader."""
-        return not is_zero(self.kappa.pattern[j][i])
+        return not is_zero(self.jacobian.pattern[j][i])
 
 
 def _inputs(plan: Plan, index: int) -> tuple[tuple[Any, ...], Callable[[Sequence[Any]], list[Any]]]:

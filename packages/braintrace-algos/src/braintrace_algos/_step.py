@@ -93,13 +93,13 @@ class Tape(NamedTuple):
         Group -> what D and F are made of, see `LocalDerivatives`.
     x : Inputs
         Input of each operation, or None.
-    kappa : dict, optional
-        Group -> what κ of the states that follow from others is made of, see `Followed`.
+    jacobian : dict, optional
+        Group -> what J of the states that follow from others is made of, see `Followed`.
     """
 
     kept: dict[int, list[Any]]
     x: Any
-    kappa: Any = None
+    jacobian: Any = None
 
 
 def tape_of(plan: Plan, result: StepResult) -> Tape:
@@ -110,8 +110,8 @@ def tape_of(plan: Plan, result: StepResult) -> Tape:
         return (local.keep if plan.batch is None else jax.vmap(local.keep))(values)
 
     kept = {index: keep(plan.local[index]) for index in plan.traced}
-    kappa = {index: keep(followed.kappa) for index, followed in plan.followed.items()}
-    return Tape(kept, operation_inputs(plan, result), kappa)
+    jacobian = {index: keep(followed.jacobian) for index, followed in plan.followed.items()}
+    return Tape(kept, operation_inputs(plan, result), jacobian)
 
 
 @jax.tree_util.register_pytree_node_class

@@ -2,7 +2,7 @@
 
 For such a state f, with leaders r,
 
-    ∂h_f^t/∂w = sum_r κ_fr^t ∂h_r^t/∂w + F_f ∂y^t/∂w,        κ_fr^t = ∂h_f^t/∂h_r^t
+    ∂h_f^t/∂w = sum_r J_fr^t ∂h_r^t/∂w + F_f ∂y^t/∂w,        J_fr^t = ∂h_f^t/∂h_r^t
 
 where F_f is what an operation brings around the leaders, if anything. So f needs no trace of its own. The past of f may
 be read by others only where F_f = 0, as a spike that resets the membrane it follows from.
@@ -79,7 +79,7 @@ def find_following(transition: LocalTransition, states: Sequence[int]) -> Follow
 def differentiate_following(
     following: Following, transition: LocalTransition, feeds: Sequence[tuple[int, Feed]], inputs: Sequence[Any]
 ) -> tuple[_Rows, list[tuple[Entry, ...]]]:
-    """κ, a row for each follower, and for each of `feeds` the derivatives of the followers with leaders held fixed.
+    """J, a row for each follower, and for each of `feeds` the derivatives of the followers with leaders held fixed.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def differentiate_following(
     before = build_jaxpr(program.invars, new_vars, needed(program.eqns, new_vars), like=program)
     h, y, others = inputs[:count], list(inputs[count : count + Y]), inputs[count + Y :]
     leading = eval_jaxpr(before, *inputs)
-    kappa, F = [], [[] for _ in feeds]
+    jacobian, F = [], [[] for _ in feeds]
     for s in following.followers:
         eqns, out = _beyond(transition, s, following.leaders), program.outvars[s]
         own = build_jaxpr([*new_vars, *program.invars], [out], eqns, like=program)
@@ -106,11 +106,11 @@ def differentiate_following(
 
         new, pull = jax.vjp(follower, leading, y)
         by_leaders, by_y = rows_of(transition, feeds, range(len(leading)), y, new, pull)
-        kappa.append(tuple(k if v in read else Known(0) for v, k in zip(new_vars, by_leaders, strict=True)))
+        jacobian.append(tuple(k if v in read else Known(0) for v, k in zip(new_vars, by_leaders, strict=True)))
         operands = _operands(transition)
         for column, (slot, _), value in zip(F, feeds, by_y, strict=True):
             column.append(value if operands[slot] in read else Known(0))
-    return tuple(kappa), [tuple(column) for column in F]
+    return tuple(jacobian), [tuple(column) for column in F]
 
 
 def _operands(transition: LocalTransition) -> Sequence[Any]:

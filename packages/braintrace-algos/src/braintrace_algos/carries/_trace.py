@@ -217,13 +217,13 @@ class TraceCarry(Carry):
         driving = {c.operation for c in plan.couplings} if plan.signal == "state" else ()
         g = [jnp.zeros_like(b) if k in driving else b for k, b in enumerate(window.b)]
         P, PF, signals = {}, {}, {}
-        kappa = {
-            index: jax.vmap(lambda kept, i=index: _kappa(plan, i, kept), axis_size=K)(tape.kappa[index])
+        jacobian = {
+            index: jax.vmap(lambda kept, i=index: _jacobian(plan, i, kept), axis_size=K)(tape.jacobian[index])
             for index in plan.followed
         }
         if entry is not None:
             entry = _led(plan, carry, entry)
-        before = {i: jnp.concatenate([carry[plan.followed[i].key][None], new[:-1]]) for i, new in kappa.items()}
+        before = {i: jnp.concatenate([carry[plan.followed[i].key][None], new[:-1]]) for i, new in jacobian.items()}
         for index in plan.traced:
             own = [c for c in plan.couplings if c.group == index]
             enter = None
@@ -251,7 +251,7 @@ class TraceCarry(Carry):
             x[c.operation] = jnp.concatenate([xs.astype(x[c.operation].dtype), x[c.operation]])
             g[c.operation] = jnp.concatenate([gs.astype(g[c.operation].dtype), g[c.operation]])
         past, new = self._turn(_whole(plan), carry, signals, P, PF, tape.x, weights, waits)
-        new |= {followed.key: kappa[index][-1] for index, followed in plan.followed.items()}
+        new |= {followed.key: jacobian[index][-1] for index, followed in plan.followed.items()}
         short = _short(plan)
         new |= {k: exit_of(plan, uses, carry[k], P[uses[0].group], PF, tape.x, weights) for k, _, uses in short}
         return Folded(x, g, past, self._bounded(plan, carry, new, tape.kept, before, K))
@@ -274,15 +274,15 @@ class TraceCarry(Carry):
     ) -> Recursion:
         """M^t of a group over K steps; its row of signals where they are given.
 
-        `steps` is what they kept for D and F, and κ of the step before each where some states follow from others.
+        `steps` is what they kept for D and F, and J of the step before each where some states follow from others.
         """
         group, local, followed = plan.transitions[index].group, plan.local[index], plan.followed.get(index)
         pattern = local.pattern[0] if followed is None else followed.passed_on(local.pattern[0])
 
         def blocks(step: Any) -> Blocks:
-            kept, kappa = step
+            kept, jacobian = step
             D, F = local.blocks(kept)
-            return D if followed is None else followed.passed_on(D, kappa), F
+            return D if followed is None else followed.passed_on(D, jacobian), F
 
         return Recursion(pattern, steps, blocks, signals, K, self.num_states(plan, index), group.varshape, group.dtype)
 
@@ -327,7 +327,7 @@ class TraceCarry(Carry):
     def advance(self, plan: Plan, tape: Tape, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         D, F = blocks_of(plan, tape.kept)
         before = {index: carry[followed.key] for index, followed in plan.followed.items()}
-        D |= {index: plan.followed[index].passed_on(D[index], kappa) for index, kappa in before.items()}
+        D |= {index: plan.followed[index].passed_on(D[index], jacobian) for index, jacobian in before.items()}
         PF = {}
         for c in plan.traced_couplings:
             y = plan.operations[c.operation].y_var.aval
@@ -336,8 +336,8 @@ class TraceCarry(Carry):
         P = {index: matrix(rows, groups[index].varshape, groups[index].dtype) for index, rows in D.items()}
         kept, x = jax.tree.map(lambda v: v[None], (tape.kept, tape.x))
         new = self._exit(plan, carry, P, PF, x, weights)
-        new |= {followed.key: _kappa(plan, index, tape.kappa[index]) for index, followed in plan.followed.items()}
-        before = {index: kappa[None] for index, kappa in before.items()}
+        new |= {followed.key: _jacobian(plan, index, tape.jacobian[index]) for index, followed in plan.followed.items()}
+        before = {index: jacobian[None] for index, jacobian in before.items()}
         return self._bounded(plan, carry, new, kept, before, 1)
 
     def _bounded(
@@ -390,10 +390,10 @@ def _driving(plan: Plan) -> dict[int, int]:
     return driving
 
 
-def _kappa(plan: Plan, index: int, kept: Any) -> Any:
-    """κ of a group, (followers, leaders, *positions), from what a step left."""
+def _jacobian(plan: Plan, index: int, kept: Any) -> Any:
+    """J of a group, (followers, leaders, *positions), from what a step left."""
     group = plan.transitions[index].group
-    return matrix(plan.followed[index].kappa.blocks(kept), group.varshape, group.dtype)
+    return matrix(plan.followed[index].jacobian.blocks(kept), group.varshape, group.dtype)
 
 
 def _led(plan: Plan, carry: Any, signals: Mapping[int, Any]) -> Mapping[int, Any]:
