@@ -144,8 +144,8 @@ def no_cotangent(value: Any) -> Any:
 def _widened(plan: Plan, carry: dict[str, Any]) -> Any:
     """A carry with zeros for what that of `plan` has more, all of which is of the latest step."""
     return {
-        key: {**trace, **carry.get(key, {})} if isinstance(trace, dict) else trace
-        for key, trace in plan.carry.begin(plan).items()
+        key: {**zeros, **carry.get(key, {})} if isinstance(zeros, dict) else carry.get(key, zeros)
+        for key, zeros in plan.carry.begin(plan).items()
     }
 
 
