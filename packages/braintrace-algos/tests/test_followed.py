@@ -16,12 +16,12 @@ T, B, I, H = 9, 3, 4, 5
 class Pair(brainstate.nn.Module):
     """Leaders, and h that is made of their new values: of those stored (`seen`), or of the same computed once more."""
 
-    def __init__(self, advance, follow, leaders, seen):
+    def __init__(self, advance, follow, leaders, seen, inputs=I):
         super().__init__()
         rng = np.random.default_rng(5)
         self.advance, self.follow, self.names, self.seen = advance, follow, leaders, seen
         for name, columns in (("wi", H), ("wf", H), ("wo", H), ("all", 4 * H)):
-            setattr(self, name, brainstate.ParamState(jnp.asarray(0.6 * rng.normal(size=(I + H, columns)))))
+            setattr(self, name, brainstate.ParamState(jnp.asarray(0.6 * rng.normal(size=(inputs + H, columns)))))
         self.gain = brainstate.ParamState(jnp.asarray(rng.normal(size=H)))
         self.out = brainstate.ParamState(jnp.asarray(rng.normal(size=(H, 2))))
 
@@ -171,6 +171,29 @@ def test_single_steps_learn_from_the_new_trace(name, mapped):
     assert not compiled.plan.followed
     with jax.enable_x64(True):
         assert compiled.plan.carry.meeting(compiled.plan).followed
+        expected, traces = learnt(compiled), compiled.etraces.value
+        compiled.reset_state()
+        np.testing.assert_allclose(in_single_calls(compiled), expected, rtol=1e-9, atol=1e-11)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), compiled.etraces.value, traces)
+
+
+class Layers(brainstate.nn.Module):
+    """Spikes that reset their membranes, and a gated cell that reads them."""
+
+    def __init__(self):
+        super().__init__()
+        self.spiking, self.gated = Pair(*MODELS["reset by spikes"], True), Pair(*MODELS["lstm"], True, 2)
+
+    def update(self, x):
+        return self.gated(self.spiking(x))
+
+
+def test_followers_with_a_past_and_without_may_meet_in_a_model():
+    """The derivative by which spikes follow is carried on where that of the cell's output is of the step alone."""
+    with jax.enable_x64(True):
+        compiled = compile(Layers(), D_RTRL, jnp.zeros((B, I)), batch_size=B)
+        met = compiled.plan.carry.meeting(compiled.plan)
+        assert [len(plan.followed) for plan in (compiled.plan, met)] == [1, 2]
         expected, traces = learnt(compiled), compiled.etraces.value
         compiled.reset_state()
         np.testing.assert_allclose(in_single_calls(compiled), expected, rtol=1e-9, atol=1e-11)
