@@ -170,7 +170,7 @@ def test_single_steps_learn_from_the_new_trace(name, mapped):
     compiled = learner(name, True, mapped, vjp_method="single-step")
     assert not compiled.plan.followed
     with jax.enable_x64(True):
-        assert compiled.plan.carry.meeting(compiled.plan).followed
+        assert compiled.plan.carry.meeting(compiled.plan).plan.followed
         expected, traces = learnt(compiled), compiled.etraces.value
         compiled.reset_state()
         np.testing.assert_allclose(in_single_calls(compiled), expected, rtol=1e-9, atol=1e-11)
@@ -192,7 +192,7 @@ def test_followers_with_a_past_and_without_may_meet_in_a_model():
     """The derivative by which spikes follow is carried on where that of the cell's output is of the step alone."""
     with jax.enable_x64(True):
         compiled = compile(Layers(), D_RTRL, jnp.zeros((B, I)), batch_size=B)
-        met = compiled.plan.carry.meeting(compiled.plan)
+        met = compiled.plan.carry.meeting(compiled.plan).plan
         assert [len(plan.followed) for plan in (compiled.plan, met)] == [1, 2]
         expected, traces = learnt(compiled), compiled.etraces.value
         compiled.reset_state()

@@ -141,22 +141,6 @@ def no_cotangent(value: Any) -> Any:
     return np.zeros(value.shape, jax.dtypes.float0)
 
 
-def _widened(plan: Plan, carry: dict[str, Any]) -> Any:
-    """A carry with zeros for what that of `plan` has more, all of which is of the latest step."""
-    return {
-        key: {**zeros, **carry.get(key, {})} if isinstance(zeros, dict) else carry.get(key, zeros)
-        for key, zeros in plan.carry.begin(plan).items()
-    }
-
-
-def _narrowed(wide: dict[str, Any], like: dict[str, Any]) -> Any:
-    """What there is in `wide` of another carry."""
-    return {
-        key: {name: wide[key][name] for name in trace} if isinstance(trace, dict) else wide[key]
-        for key, trace in like.items()
-    }
-
-
 def online_step(
     plan: Plan,
     run: Callable[[Plan, Operands, Perturbations], tuple[Any, Any]],
@@ -177,18 +161,15 @@ def online_step(
     """
     stop = jax.lax.stop_gradient
     zeros = plan.zero_perturbations()
-    met = plan
-    if plan.signal == "past":
-        met = plan.carry.meeting(plan) if _exact_enough(carry) else None
-    if met is None:
+    meeting = plan.carry.meeting(plan) if _exact_enough(carry) else None
+    if meeting is None:
         result, tape = run(plan, weights, zeros._replace(previous=recall(plan, carry, weights, theta)))
         return result, advance(plan, stop(tape), stop(carry), stop(weights), stop(theta))
     # L^t meets e^t, which this very step makes: run it once to know e^t, and again to see L^t. XLA runs it once, and
     # advances e in place, which it cannot do where e^{t-1} waits for a signal.
+    met = meeting.plan
     _, tape = run(met, stop(weights), zeros)
-    wide = carry if met is plan else _widened(met, carry)
-    wide = advance(met, stop(tape), stop(wide), stop(weights), stop(theta))
-    driving = {c.operation for c in met.traced_couplings}
-    elsewhere = tuple(stop(w) if k in driving else w for k, w in enumerate(weights))
+    wide = advance(met, stop(tape), stop(meeting.widened(carry)), stop(weights), stop(theta))
+    elsewhere = tuple(stop(w) if k in meeting.driving else w for k, w in enumerate(weights))
     result, _ = run(met, elsewhere, zeros._replace(new=recall(met, wide, weights, theta)))
-    return result, wide if met is plan else _narrowed(wide, carry)
+    return result, meeting.narrowed(wide, carry)

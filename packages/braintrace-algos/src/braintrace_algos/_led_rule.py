@@ -5,7 +5,7 @@ from typing import Any
 
 from braintrace_primitives import TraceRule
 
-from ._factored_rules import RecentStepsTraceRule, block_of, columns_of, rows_of
+from ._factored_rules import FactoredTraceRule, RecentStepsTraceRule, block_of, columns_of, rows_of
 
 
 class LedTraceRule(TraceRule):
@@ -80,6 +80,13 @@ class LedTraceRule(TraceRule):
             return gradient
         more = self.latest.contract(trace["last"], rows_of(signal, self.followers), weights, params)
         return {name: gradient[name] + more[name] for name in gradient}
+
+
+def factored_places(rule: TraceRule) -> tuple[int, ...]:
+    """Places of the states whose trace is kept as filtered inputs, among those that carry one."""
+    if isinstance(rule, LedTraceRule):
+        return tuple(rule.leaders[place] for place in factored_places(rule.rule))
+    return rule.states if isinstance(rule, FactoredTraceRule) else ()
 
 
 def _lead(trace):

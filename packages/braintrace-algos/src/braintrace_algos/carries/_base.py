@@ -15,6 +15,8 @@ from braintrace_algos._truncation import CarryChoice, TruncatedTrace
 from braintrace_compiler import ETraceGraph, LinearMemory
 from braintrace_primitives._jax_compat import under_trace
 
+from ._meeting import Meeting
+
 
 class Carry:
     """What is known of ∂h/∂w when a window begins, and how a window is folded into it.
@@ -58,12 +60,8 @@ class Carry:
         """The traces that are cut short, with what `carry` knows of them."""
         return ()
 
-    def meeting(self, plan: Plan) -> Plan | None:
-        """The plan by which all that drives a group learns from L^t e^t alone, so that e^{t-1} waits for no signal.
-
-        None where a step learns from e^{t-1}, or from no trace. What the carry of that plan has more than that of
-        `plan` is of the latest step.
-        """
+    def meeting(self, plan: Plan) -> Meeting | None:
+        """How the carry of a step meets its signals; None where a step learns from what it enters with, if at all."""
         return None
 
     def joins_windows(self, plan: Plan) -> bool:

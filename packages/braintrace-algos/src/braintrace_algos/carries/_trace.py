@@ -16,7 +16,7 @@ from braintrace_algos._factored_rules import (
 )
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
-from braintrace_algos._led_rule import LedTraceRule
+from braintrace_algos._led_rule import LedTraceRule, factored_places
 from braintrace_algos._local import Blocks, Followed, blocks_of, derivatives_of, with_local
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._sizes import tree_bytes
@@ -25,10 +25,7 @@ from braintrace_algos._truncation import CarryChoice, TruncatedTrace
 from braintrace_compiler import (
     ETraceGraph,
     LinearMemory,
-    Omission,
     factored_states,
-    find_following,
-    goes_around,
     outlasts_step,
     reaches,
 )
@@ -36,6 +33,7 @@ from braintrace_primitives import TraceRule
 
 from ._base import Carry
 from ._exits import additions, exit_of, left_behind, received
+from ._meeting import Meeting
 from ._norms import window_norms
 from ._recursion import Recursion, past_signals, state_signals
 
@@ -125,7 +123,7 @@ class TraceCarry(Carry):
             for followed in plan.followed.values()
         ]
         for key, (c, *_) in plan.traces.items():
-            if places := _factored_places(c.rule):
+            if places := factored_places(c.rule):
                 names = ", ".join(plan.live_names(c.group, places))
                 found.append(
                     f"D and F into {names} are constants: that part of the trace {key} is kept as filtered inputs, "
@@ -133,45 +131,8 @@ class TraceCarry(Carry):
                 )
         return found
 
-    def meeting(self, plan: Plan) -> Plan | None:
-        if type(self) is not TraceCarry or plan.signal != "past" or plan.memories:
-            return None  # D of a variant is not that of the step
-        beyond_the_step = {Omission.DOWNSTREAM_MEMORY}
-        if plan.step is plan.graph.hidden_perturb.strict:
-            beyond_the_step.add(Omission.RECURRENT_MIXING)
-        met = self._with_followers(plan)
-        certificates = met.certificates()
-        if any(set(certificates[k].omissions) - beyond_the_step for k in _driving(met)):
-            return None  # D or F is not all of the step's derivative
-        for c in met.traced_couplings:
-            followed = met.followed.get(c.group)
-            apart = len(_factored_places(c.rule)) + (len(followed.followers) if followed else 0)
-            if self.num_states(met, c.group) - apart > 1:
-                return None  # XLA does not advance a trace of several states in place: nothing is gained
-        states = {g: [met.transitions[g].group.path_of_each_state[s] for s in met.live[g]] for g in met.traced}
-        return None if goes_around(met.graph.hidden_perturb, met.step, states, _driving(met)) else met
-
-    def _with_followers(self, plan: Plan) -> Plan:
-        """The plan with the states of traced groups that follow from those with a trace, if there are such.
-
-        Those whose past is read have a signal there, and so a trace, anyhow.
-        """
-        live = dict(plan.live)
-        for index in set(plan.traced) - set(plan.followed):
-            states = tuple(range(plan.transitions[index].group.num_state))
-            following = find_following(plan.transitions[index], states)
-            if following is not None and following.forgotten and set(following.leaders) <= set(live[index]):
-                live[index] = states
-        if live == plan.live:
-            return plan
-        assert plan.given is not None  # a carry prepares what it was given
-        met = self.prepare(plan.given._replace(live=live))
-        kept, wide = (jax.eval_shape(lambda of=of: self.init(of)) for of in (plan, met))
-
-        def is_part(trace: Any, of: Any) -> bool:
-            return all(of.get(name) == v for name, v in trace.items()) if isinstance(trace, dict) else trace == of
-
-        return met if all(key in wide and is_part(trace, wide[key]) for key, trace in kept.items()) else plan
+    def meeting(self, plan: Plan) -> Meeting | None:
+        return Meeting.of(plan) if type(self) is TraceCarry else None  # D of a variant is not that of the step
 
     def joins_windows(self, plan: Plan) -> bool:
         return type(self) is TraceCarry and not _short(plan)  # one cut short remembers the whole of what is folded
@@ -382,14 +343,6 @@ class TraceCarry(Carry):
         }
 
 
-def _driving(plan: Plan) -> dict[int, int]:
-    """Operations that drive traced groups, by ordinal, and these groups as bits."""
-    driving: dict[int, int] = {}
-    for c in plan.traced_couplings:
-        driving[c.operation] = driving.get(c.operation, 0) | 1 << c.group
-    return driving
-
-
 def _jacobian(plan: Plan, index: int, kept: Any) -> Any:
     """J of a group, (followers, leaders, *positions), from what a step left."""
     group = plan.transitions[index].group
@@ -400,13 +353,6 @@ def _led(plan: Plan, carry: Any, signals: Mapping[int, Any]) -> Mapping[int, Any
     """Signals that meet the carry, as leaders of a group meet them."""
     led = {index: followed.led(signals[index], carry[followed.key]) for index, followed in plan.followed.items()}
     return {**signals, **led}
-
-
-def _factored_places(rule: TraceRule) -> tuple[int, ...]:
-    """Places of the states whose trace is kept as filtered inputs, among those that carry one."""
-    if isinstance(rule, LedTraceRule):
-        return tuple(rule.leaders[place] for place in _factored_places(rule.rule))
-    return rule.states if isinstance(rule, FactoredTraceRule) else ()
 
 
 def _short(plan: Plan) -> list[tuple[str, TruncatedTraceRule, tuple[Coupling, ...]]]:
