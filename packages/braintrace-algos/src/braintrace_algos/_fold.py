@@ -161,7 +161,7 @@ def online_step(
     """
     stop = jax.lax.stop_gradient
     zeros = plan.zero_perturbations()
-    meeting = plan.carry.meeting(plan) if _exact_enough(carry) else None
+    meeting = plan.carry.meeting(plan) if plan.signal == "state" or _exact_enough(carry) else None
     if meeting is None:
         result, tape = run(plan, weights, zeros._replace(previous=recall(plan, carry, weights, theta)))
         return result, advance(plan, stop(tape), stop(carry), stop(weights), stop(theta))

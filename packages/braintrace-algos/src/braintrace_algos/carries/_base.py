@@ -62,7 +62,7 @@ class Carry:
 
     def meeting(self, plan: Plan) -> Meeting | None:
         """How the carry of a step meets its signals; None where a step learns from what it enters with, if at all."""
-        return None
+        return Meeting.at_new_states(plan) if plan.signal == "state" else None
 
     def joins_windows(self, plan: Plan) -> bool:
         """Whether windows that are differentiated as a whole may be folded together, with a signal at each entry."""

@@ -132,7 +132,9 @@ class TraceCarry(Carry):
         return found
 
     def meeting(self, plan: Plan) -> Meeting | None:
-        return Meeting.of(plan) if type(self) is TraceCarry else None  # D of a variant is not that of the step
+        if plan.signal == "past" and type(self) is TraceCarry:  # D of a variant is not that of the step
+            return Meeting.instead(plan)
+        return super().meeting(plan)
 
     def joins_windows(self, plan: Plan) -> bool:
         return type(self) is TraceCarry and not _short(plan)  # one cut short remembers the whole of what is folded
