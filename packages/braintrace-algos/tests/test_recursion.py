@@ -41,7 +41,7 @@ def test_entries_are_those_of_the_product(kinds, asks):
     rows = tuple(tuple(e for e, _ in row) for row in entries)
     recursion = Recursion(rows, (rows, jnp.zeros(K)), lambda step: step, signals, K, S, (P,), jnp.float32)
     with jax.disable_jit():
-        found, first = recursion.run(lambda M, _: M)
+        found, first = recursion.run(lambda row, _: row)
 
     M = np.concatenate([l[None] if asks else np.zeros((1, S, P)), np.eye(S)[:, :, None] * np.ones(P)])
     for t in reversed(range(K)):
@@ -63,5 +63,5 @@ def test_only_arrays_are_carried():
     D = ((Known(0.8), Known(0)), (Known(0.8), jnp.ones((K, P))))
     recursion = Recursion(D, (D, None), lambda step: step, None, K, 2, (P,), jnp.float32)
     assert (recursion.arrays(), recursion.rows_of_arrays()) == (2, 1)
-    _, M0 = recursion.run(lambda M, _: M)
+    _, M0 = recursion.run(lambda row, _: row)
     assert M0[1] == (Known(pytest.approx(0.8**K)), Known(0))

@@ -20,13 +20,15 @@ def received(own: Sequence[Coupling], recursion: Recursion) -> tuple[dict[str, t
     They are made inside the recursion or after it, whichever keeps fewer arrays.
     """
 
-    def through(M, F):
-        return {c.key: tuple(_through_F(c, row, F[c.key], len(recursion.positions)) for row in M) for c in own}
+    def through(row, F):
+        return {c.key: _through_F(c, row, F[c.key], len(recursion.positions)) for c in own}
 
     if len(own) * recursion.rows_of_arrays() <= recursion.arrays():
-        return recursion.run(through)
-    M, M0 = recursion.run(lambda M, _: M)
-    return jax.vmap(lambda M, step: through(M, recursion.blocks(step)[1]))(M, recursion.steps), M0
+        received, M0 = recursion.run(through)
+    else:
+        M, M0 = recursion.run(lambda row, _: row)
+        received = jax.vmap(lambda M, step: [through(row, recursion.blocks(step)[1]) for row in M])(M, recursion.steps)
+    return {c.key: tuple(of[c.key] for of in received) for c in own}, M0
 
 
 def _through_F(c: Coupling, row: Sequence[Any], F: Sequence[Any], axes: int) -> Any:

@@ -18,11 +18,11 @@ def window_norms(recursion: Recursion) -> Norms:
     def norm(rows: Rows) -> Any:
         return spectral_bound(matrix(rows, shape, dtype))
 
-    suffixes, M = recursion.run(lambda M, _: norm(M[1:]))
+    suffixes, M = recursion.run(lambda row, _: row)
     single = jax.vmap(lambda step, _: norm(recursion.blocks(step)[0] or recursion.D))(
         recursion.steps, jnp.arange(recursion.K)
     )
-    return Norms(suffixes, norm(M[1:]), single.max())
+    return Norms(jax.vmap(norm)(suffixes[1:]), norm(M[1:]), single.max())
 
 
 def spectral_bound(A: Any) -> Any:

@@ -14,17 +14,19 @@ are the same thing one step later: q^t = L^{t-1}, q^1 = 0 and l = L^K.
 
 M is made entry by entry. An entry to which no known path leads is zero and left out. One whose paths have known factors
 only is an element of a power of the known part of D: a number for each step, computed beforehand. The others are
-arrays over the positions, and these alone are carried backwards.
+arrays over the positions, and these alone are carried backwards; rows that have them in the same columns, and nothing
+else, as one array for each column, which XLA computes with one kernel.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from braintrace_algos._entries import Rows, full, is_zero
+from braintrace_algos._entries import Rows, full, is_zero, stacked
 from braintrace_compiler import Known
 
 
@@ -73,6 +75,7 @@ class Recursion:
         self.steps_apart = all(is_zero(entry) for row in self.D for entry in row)
         rank = _closure([[_rank(entry) for entry in row] for row in self.D])
         self.rank = [[_ARRAY if signals is not None else _ZERO] * S, *rank]
+        self.together = _alike(self.rank)
         self.powers = self._powers()
 
     def _powers(self) -> Any:
@@ -91,71 +94,99 @@ class Recursion:
         """Number of the rows of M that have such entries."""
         return sum(_ARRAY in row for row in self.rank)
 
-    def run(self, emit: Callable[[Rows, Any], Any]) -> tuple[Any, Rows]:
-        """What `emit` makes of M^t for t = 1 ... K, with a leading time axis, and M^0.
+    def run(self, emit: Callable[[tuple[Any, ...], Any], Any]) -> tuple[list[Any], Rows]:
+        """What `emit` makes of each row of M^t for t = 1 ... K, with a leading time axis, and M^0.
 
         Parameters
         ----------
         emit : callable
-            ``emit(M, F)`` with the S + 1 rows of M, whose entries are arrays (*positions), arrays without axes, or
+            ``emit(row, F)`` with the S entries of a row, which are arrays (*positions), arrays without axes, or
             numbers, and with what `blocks` gives besides D.
         """
         K, S = self.K, self.S
-        known = {
-            (i, j): jnp.asarray(self.powers[K - 1 :: -1, i - 1, j], self.dtype)
-            for i, row in enumerate(self.rank)
-            for j, rank in enumerate(row)
-            if rank == _NUMBER
-        }
+        known = {rows: self._known(rows) for rows in self.together}
 
-        def apart(moving, known, step):
-            return emit(self._rows({**moving, **known}), self.blocks(step)[1])
+        def sent(M, F):
+            return {rows: _each_row(lambda row: emit(row, F), entries, rows) for rows, entries in M.items()}
 
-        if not any(_ARRAY in row for row in self.rank):
-            return jax.vmap(apart)({}, known, self.steps), self._first({})
+        apart = jax.vmap(lambda M, step: sent(M, self.blocks(step)[1]), axis_size=K)
+        carried = [rows for rows in self.together if _ARRAY in self.rank[rows[0]]]
+        emitted = apart({rows: known[rows] for rows in self.together if rows not in carried}, self.steps)
+        if not carried:
+            return self._by_row(emitted), self._first({})
         if self.steps_apart:  # row 0 is the signal of the next step, and the others are known
             assert self.signals is not None  # row 0 is the one that has arrays
             q, l = self.signals
             later = jnp.concatenate([q[1:], l[None]])
-            moving = {(0, j): later[:, j] for j in range(S)}
-            return jax.vmap(apart)(moving, known, self.steps), self._first({(0, j): q[0, j] for j in range(S)})
+            emitted |= apart({(0,): tuple(later[:, None, j] for j in range(S))}, self.steps)
+            return self._by_row(emitted), self._first({(0,): {j: q[:1, j] for j in range(S)}})
 
         def back(moving, step):
             known, step, q = step
             D, F = self.blocks(step)
             assert D is not None  # else steps are apart
-            M = self._rows({**moving, **known})
-            before = {(i, j): sum(M[i][s] * D[s][j] for s in range(S)) for i, j in moving}
+            M = {rows: tuple(moving[rows].get(j, known[rows][j]) for j in range(S)) for rows in carried}
+
+            def one_back(row, columns):
+                made = {j: sum(row[s] * D[s][j] for s in range(S)) for j in columns}
+                return {j: full(value, self.positions, self.dtype) for j, value in made.items()}
+
+            before = {rows: _each_row(partial(one_back, columns=moving[rows]), M[rows], rows) for rows in carried}
             if q is not None:
-                before |= {(0, j): before[0, j] + q[j] for j in range(S)}
-            before = {at: full(value, self.positions, self.dtype) for at, value in before.items()}
-            return before, emit(M, F)
+                first = carried[0]
+                enters = [(0, len(first) - 1, 0), *((0, 0, 0),) * len(self.positions)]
+                zero = jnp.zeros((), self.dtype)
+                before[first] = {j: v + jax.lax.pad(q[j][None], zero, enters) for j, v in before[first].items()}
+            return before, sent(M, F)
 
         signals: tuple[Any, Any] = (None, None) if self.signals is None else self.signals
         q, l = signals
-        last = {
-            (i, j): full(l[j] if i == 0 else Known(int(i - 1 == j)), self.positions, self.dtype)
-            for i, row in enumerate(self.rank)
-            for j, rank in enumerate(row)
-            if rank == _ARRAY
-        }
+        last = {rows: {j: self._last(rows, j, l) for j in self._columns(rows)} for rows in carried}
         # States one by one, along the axis that they were stacked along: then XLA need not join them.
         states = None if q is None else tuple(jnp.moveaxis(q, 1, 0))
-        first, emitted = jax.lax.scan(back, last, (known, self.steps, states), self.K, reverse=True)
-        return emitted, self._first(first)
+        numbers = {rows: known[rows] for rows in carried}
+        first, moved = jax.lax.scan(back, last, (numbers, self.steps, states), K, reverse=True)
+        return self._by_row(emitted | moved), self._first(first)
 
-    def _rows(self, entries: dict[tuple[int, int], Any]) -> Rows:
-        return tuple(tuple(entries.get((i, j), Known(0)) for j in range(self.S)) for i in range(self.S + 1))
+    def _columns(self, rows: tuple[int, ...]) -> list[int]:
+        """Columns in which rows that go together have arrays."""
+        return [j for j, rank in enumerate(self.rank[rows[0]]) if rank == _ARRAY]
 
-    def _first(self, moving: dict[tuple[int, int], Any]) -> Rows:
-        """M^0."""
-        known = {
-            (i, j): Known(self.powers[self.K, i - 1, j].item())
-            for i, row in enumerate(self.rank)
-            for j, rank in enumerate(row)
-            if rank == _NUMBER
+    def _known(self, rows: tuple[int, ...]) -> tuple[Any, ...]:
+        """The entries of rows that go together over time, (K, rows); `Known(0)` where they are zero or arrays."""
+        at = [-1 if rank != _NUMBER else j for j, rank in enumerate(self.rank[rows[0]])]
+        numbers = self.powers[self.K - 1 :: -1, rows[0] - 1, :, None]
+        return tuple(Known(0) if j < 0 else jnp.asarray(numbers[:, j], self.dtype) for j in at)
+
+    def _last(self, rows: tuple[int, ...], j: int, l: Any) -> Any:
+        """A column of M^K."""
+        entries = (l[j] if i == 0 else Known(int(i - 1 == j)) for i in rows)
+        return stacked(entries, self.positions, self.dtype)
+
+    def _by_row(self, emitted: dict[tuple[int, ...], Any]) -> list[Any]:
+        """One by one what was made of rows together, (K, rows, ...)."""
+        found = {
+            i: jax.tree.map(lambda v, place=place: v[:, place], values)
+            for rows, values in emitted.items()
+            for place, i in enumerate(rows)
         }
-        return self._rows({**moving, **known})
+        return [found[i] for i in range(self.S + 1)]
+
+    def _first(self, moving: dict[tuple[int, ...], dict[int, Any]]) -> Rows:
+        """M^0."""
+
+        def entry(i: int, j: int) -> Any:
+            if self.rank[i][j] == _NUMBER:
+                return Known(self.powers[self.K, i - 1, j].item())
+            arrays = next((rows for rows in moving if i in rows), ())
+            return moving[arrays][j][arrays.index(i)] if arrays and j in moving[arrays] else Known(0)
+
+        return tuple(tuple(entry(i, j) for j in range(self.S)) for i in range(self.S + 1))
+
+
+def _each_row(of: Callable[[tuple[Any, ...]], Any], entries: tuple[Any, ...], rows: tuple[int, ...]) -> Any:
+    """What is made of rows that go together, each by itself, along a leading axis."""
+    return jax.vmap(of, axis_size=len(rows))(entries)
 
 
 _ZERO, _NUMBER, _ARRAY = range(3)
@@ -177,3 +208,12 @@ def _closure(D: Sequence[Sequence[int]]) -> list[list[int]]:
         if longer == found:
             return found
         found = longer
+
+
+def _alike(rank: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Rows that go together: those that have arrays in the same columns and zeros beside, and others alone."""
+    found: dict[Any, list[int]] = {}
+    for i, row in enumerate(rank):
+        alone = _NUMBER in row or _ARRAY not in row
+        found.setdefault((tuple(row), i if alone else None), []).append(i)
+    return [tuple(rows) for rows in found.values()]
