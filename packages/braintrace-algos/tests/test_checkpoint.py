@@ -178,7 +178,7 @@ def test_checkpoints_of_other_learners_are_refused(saved, model, recurrent_model
     x, B = data[0][0], data[0].shape[1]
     other = compile(model, D_RTRL, x, batch_size=B)
     other.init_optimizer(optax.adam(1e-2))
-    refuse(other, path, "model.w['weight']", "float32[9,5]", "float32[4,5]", "compile the model")
+    refuse(other, path, "model.w['weight']", "float32[9,5]", "float32[4,5]", "compile the model of")
     refuse(compile(recurrent_model, D_RTRL, x, batch_size=B), path, "init_optimizer", "optimizer.0")
     bptt = compile(recurrent_model, BPTT, x, batch_size=B)
     bptt.init_optimizer(optax.adam(1e-2))
@@ -206,6 +206,39 @@ def test_traces_of_another_rule_or_decay_are_refused_where_their_shapes_are_the_
     learner.save(path)
     learner.restore(path)
     refuse(compile(recurrent_model, other, x, batch_size=B, **others), path, "traces: ", "its options")
+
+
+@pytest.mark.parametrize("storage", ["npz", "orbax"])
+def test_what_was_learnt_goes_into_another_learner(storage, saved, recurrent_model, data, loss, tmp_path):
+    """Another algorithm, batch size and optimiser, in the middle of a sequence of its own."""
+    if storage == "orbax":
+        pytest.importorskip("orbax.checkpoint")
+    trained, _ = saved
+    trained.save(tmp_path / "trained", storage=storage)
+    learnt = {path: jax.tree.map(np.asarray, state.value) for path, state in trained.param_states.items()}
+
+    xs, ys = (v[:, :2] for v in data)
+    other = compile(type(recurrent_model)(recurrent=True), "pp_prop", xs[0], batch_size=2, decay_or_rank=0.8)
+    other.etrace_train(xs, ys, step_fn=lambda x, y: loss(other(x), y), optimizer=optax.sgd(0.1))
+    refuse(other, tmp_path / "trained", "parameters_only=True")
+    kept = {n: s.value for n, s in other._saved_states().items() if not isinstance(s, brainstate.ParamState)}
+    other.restore(tmp_path / "trained", parameters_only=True)
+    for path, value in learnt.items():
+        jax.tree.map(np.testing.assert_array_equal, other.param_states[path].value, value)
+    for name, state in other._saved_states().items():
+        assert name not in kept or state.value is kept[name], name
+
+
+def test_parameters_of_another_model_are_refused(saved, model, data):
+    _, path = saved
+    other = compile(model, "pp_prop", data[0][0], batch_size=data[0].shape[1], decay_or_rank=0.8)
+    before = values(other)
+    with pytest.raises(CheckpointError) as error:
+        other.restore(path, parameters_only=True)
+    assert "compile the model of the saved run" in str(error.value)
+    assert "model.w['weight']: float32[9,5], learner float32[4,5]" in str(error.value)
+    for now, then in zip(values(other), before, strict=True):
+        assert now is then
 
 
 def test_a_plain_run_does_not_take_an_optimiser_s_checkpoint(saved, data):

@@ -5,7 +5,7 @@ shape, dtype and unit. It is read without pickle, and always against the learner
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +94,7 @@ class Checkpoints(Training):
         }
         _STORAGE[storage].write(Path(path), manifest, [leaf for leaf, _ in leaves.values()])
 
-    def restore(self, path: str | os.PathLike[str]) -> None:
+    def restore(self, path: str | os.PathLike[str], *, parameters_only: bool = False) -> None:
         """Go on from a checkpoint.
 
         Compile the same model with the same algorithm first, and call `init_optimizer` if the saved run was trained by
@@ -104,31 +104,53 @@ class Checkpoints(Training):
         ----------
         path : path
             Written by `save`.
+        parameters_only : bool
+            Take what the saved model had learnt, its parameters and other long-term states, and nothing else: hidden
+            states, traces, optimiser and random keys stay as they are. The algorithm, its options, the batch size and
+            the optimiser may then be others.
 
         Raises
         ------
         CheckpointError
             If the file is no checkpoint, or one of another model, algorithm, optimiser or format, or of traces with
             other decays; the message names what differs. The learner is then as it was before the call.
+
+        Examples
+        --------
+        What one learner has learnt, by another algorithm and for one sample::
+
+            trained.save("run.npz")
+            deployed = braintrace.compile(model, "pp_prop", x, decay_or_rank=0.9)
+            deployed.restore("run.npz", parameters_only=True)
         """
         path = Path(path)
-        states = self._saved_states()
-        values = self._saved_values(states)
-        targets = _leaves(values)
         storage = _STORAGE["orbax" if path.is_dir() else "npz"]
         manifest = storage.manifest(path)
         _require_format(path, manifest)
         found = {name: Entry(tuple(e[0]), e[1], e[2]) for name, e in manifest["entries"].items()}
-        expected = {name: entry_of(leaf, unit) for name, (leaf, unit) in targets.items()}
+        states = self._saved_states()
+        learnt = {name: state for name, state in states.items() if _is_learnt(name, state)}
         own = {"algorithm": type(self).__name__, "carry": self._described_carry()}
-        _require_equal(path, manifest, own, found, expected)
-        restored = dict(zip(found, storage.arrays(path, [targets[name][0] for name in found]), strict=True))
+        if parameters_only:
+            others = [name for name in states if name not in learnt]
+            found = {name: entry for name, entry in found.items() if _is_model_beside(name, others)}
+            own["carry"] = manifest.get("carry", "")  # of whatever kind
+            states, values = learnt, {name: state.value for name, state in learnt.items()}
+        else:
+            values = self._saved_values(states)
+        targets = _leaves(values)
+        expected = {name: entry_of(leaf, unit) for name, (leaf, unit) in targets.items()}
+        _require_equal(path, manifest, own, found, expected, tuple(learnt))
+        numbers = {name: i for i, name in enumerate(manifest["entries"])}
+        arrays = storage.arrays(path, {numbers[name]: leaf for name, (leaf, _) in targets.items()})
+        restored = dict(zip(targets, arrays, strict=True))
         for name, value in values.items():
             leaves = [restored[leaf] for leaf, _, _ in _value_leaves(name, value)]
             values[name] = jax.tree.unflatten(jax.tree.structure(value), leaves)
         for name, state in states.items():
             state.value = values[name]
-        self._initial = [(state, values[f"initial.{i}"]) for i, (state, _) in enumerate(self._initial)]
+        if not parameters_only:
+            self._initial = [(state, values[f"initial.{i}"]) for i, (state, _) in enumerate(self._initial)]
 
     def _saved_states(self) -> dict[str, brainstate.State]:
         """What goes into a checkpoint, by name."""
@@ -155,6 +177,21 @@ class Checkpoints(Training):
         """The values of `states`, and those that `reset_state` brings back."""
         initial = {f"initial.{i}": value for i, (_, value) in enumerate(self._initial)}
         return {name: state.value for name, state in states.items()} | initial
+
+
+def _is_learnt(name: str, state: brainstate.State) -> bool:
+    """Whether a state of a checkpoint holds what the model has learnt."""
+    return name.startswith("model.") and isinstance(state, brainstate.LongTermState)
+
+
+def _is_of(name: str, states: Iterable[str]) -> bool:
+    """Whether an array belongs to one of some states."""
+    return any(name == state or name.startswith((f"{state}[", f"{state}.")) for state in states)
+
+
+def _is_model_beside(name: str, states: Iterable[str]) -> bool:
+    """Whether an array belongs to the model, and to none of some states."""
+    return name.startswith("model.") and not _is_of(name, states)
 
 
 def entry_of(leaf: Any, unit: str | None) -> Entry:
@@ -188,24 +225,34 @@ def _require_format(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _require_equal(
-    path: Path, manifest: dict[str, Any], own: dict[str, str], found: dict[str, Entry], expected: dict[str, Entry]
+    path: Path,
+    manifest: dict[str, Any],
+    own: dict[str, str],
+    found: dict[str, Entry],
+    expected: dict[str, Entry],
+    learnt: tuple[str, ...],
 ) -> None:
     carry = manifest.get("carry", own["carry"])  # which the first checkpoints did not tell
     if found == expected and carry == own["carry"]:
         return
-    lines = [f"traces: {carry}, learner {own['carry']}"] if carry != own["carry"] else []
-    lines += [f"{name}: checkpoint only" for name in found if name not in expected]
-    lines += [f"{name}: learner only" for name in expected if name not in found]
-    lines += [f"{n}: {found[n]}, learner {e}" for n, e in expected.items() if n in found and found[n] != e]
-    optimiser = all(line.startswith("optimizer.") for line in lines)
+    differ = {name: "checkpoint only" for name in found if name not in expected}
+    differ |= {name: "learner only" for name in expected if name not in found}
+    differ |= {n: f"{found[n]}, learner {e}" for n, e in expected.items() if n in found and found[n] != e}
+    traces = {"traces": f"{carry}, learner {own['carry']}"} if carry != own["carry"] else {}
+    lines = [f"{name}: {difference}" for name, difference in (traces | differ).items()]
+    if all(name.startswith("optimizer.") for name in differ) and not traces:
+        fix = "call learner.init_optimizer(optimizer) with the optimiser of the saved run first"
+    elif any(_is_model_beside(name, ()) and _is_of(name, learnt) for name in differ):
+        fix = "compile the model of the saved run"
+    else:
+        fix = "compile the model, algorithm, its options and batch size of the saved run"
+        fix += "; or take what its model had learnt: restore(path, parameters_only=True)"
     raise CheckpointError(
         "The checkpoint does not belong to this learner.",
         where=str(path),
         found=f"{manifest['algorithm']} of version {manifest['version']}; differences:\n  " + "\n  ".join(lines),
         expected=f"the states of this {own['algorithm']}",
-        fix="call learner.init_optimizer(optimizer) with the optimiser of the saved run first"
-        if optimiser
-        else "compile the model, algorithm, its options and batch size of the saved run",
+        fix=fix,
     )
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,10 @@ class NumpyArchive:
         return _from_archive(path, lambda archive: json.loads(archive["manifest"].tobytes()))
 
     @staticmethod
-    def arrays(path: Path, targets: Sequence[Any]) -> list[Any]:
-        """The arrays, of the types of `targets` and placed like them."""
-        names = _numbered(targets)
-        arrays = _from_archive(path, lambda archive: [archive[name] for name in names])
-        return [_from_numpy(array, target) for array, target in zip(arrays, targets, strict=True)]
+    def arrays(path: Path, targets: Mapping[int, Any]) -> list[Any]:
+        """The arrays of some numbers, of the types of `targets` and placed like them."""
+        arrays = _from_archive(path, lambda archive: [archive[_name(i)] for i in targets])
+        return [_from_numpy(array, target) for array, target in zip(arrays, targets.values(), strict=True)]
 
 
 class OrbaxFolder:
@@ -77,19 +76,26 @@ class OrbaxFolder:
             raise _unreadable(path, error) from error
 
     @staticmethod
-    def arrays(path: Path, targets: Sequence[Any]) -> list[Any]:
-        """The arrays, of the types of `targets` and placed like them."""
+    def arrays(path: Path, targets: Mapping[int, Any]) -> list[Any]:
+        """The arrays of some numbers, of the types of `targets` and placed like them."""
         ocp = _orbax()
-        tree = {name: _abstract(target) for name, target in _numbered(targets).items()}
+        tree = {_name(i): _abstract(target) for i, target in targets.items()}
+        placed = ocp.checkpoint_utils.construct_restore_args(tree)
+        some = ocp.args.PyTreeRestore(tree, restore_args=placed, partial_restore=True)
         try:
-            arrays = _restore(ocp, path, arrays=ocp.args.StandardRestore(tree))["arrays"]
+            arrays = _restore(ocp, path, arrays=some)["arrays"]
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise _unreadable(path, error) from error
-        return [_as_scalar(arrays[n], target) for n, target in zip(tree, targets, strict=True)]
+        return [_as_scalar(arrays[_name(i)], target) for i, target in targets.items()]
+
+
+def _name(i: int) -> str:
+    """Under which the i-th array is kept."""
+    return f"array_{i}"
 
 
 def _numbered(values: Sequence[Any]) -> dict[str, Any]:
-    return {f"array_{i}": value for i, value in enumerate(values)}
+    return {_name(i): value for i, value in enumerate(values)}
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
