@@ -65,3 +65,21 @@ def test_only_arrays_are_carried():
     assert (recursion.arrays(), recursion.rows_of_arrays()) == (2, 1)
     _, M0 = recursion.run(lambda row, _: row)
     assert M0[1] == (Known(pytest.approx(0.8**K)), Known(0))
+
+
+def test_rows_that_are_alike_are_carried_as_one_array():
+    """A membrane and its adaptation, behind a current that leaks by a number: one loop state for each column."""
+    array, zero = jnp.ones((K, P)), Known(0)
+    D = ((Known(0.8), zero, zero), (array, array, array), (zero, array, array))
+    signals = jnp.ones((K, 3, P)), jnp.ones((3, P))
+
+    def carried(signals):
+        recursion = Recursion(D, (D, None), lambda step: step, signals, K, 3, (P,), jnp.float32)
+        (scan,) = (
+            e for e in jax.make_jaxpr(lambda: recursion.run(lambda row, _: row))().eqns if str(e.primitive) == "scan"
+        )
+        count = scan.params["num_consts"], scan.params["num_carry"]
+        return [v.aval.shape for v in scan.invars[count[0] : sum(count)]]
+
+    assert carried(signals) == [(3, P)] * 3
+    assert carried(None) == [(2, P)] * 3
