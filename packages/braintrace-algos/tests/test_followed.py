@@ -177,6 +177,39 @@ def test_single_steps_learn_from_the_new_trace(name, mapped):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), compiled.etraces.value, traces)
 
 
+class Twice(brainstate.nn.Module):
+    """Two states that hold one value: the very same, or one that is multiplied by one."""
+
+    def __init__(self, same):
+        super().__init__()
+        rng = np.random.default_rng(5)
+        self.same = same
+        self.w = brainstate.ParamState(jnp.asarray(0.6 * rng.normal(size=(I, H))))
+        self.out = brainstate.ParamState(jnp.asarray(rng.normal(size=(H, 2))))
+
+    def init_state(self, batch_size=None):
+        self.c, self.h = (brainstate.HiddenState(jnp.zeros((batch_size, H))) for _ in range(2))
+
+    def update(self, x):
+        y = matmul(x, self.w.value)
+        self.c.value = jax.nn.sigmoid(y) * self.c.value - 0.3 * self.h.value + y
+        self.h.value = self.c.value if self.same else 1.0 * self.c.value
+        return matmul(self.h.value, self.out.value)
+
+
+@pytest.mark.parametrize("algorithm", ["d_rtrl", "eprop", "pp_prop", "ostl_recurrent"])
+def test_states_that_hold_one_value_learn_from_it_once(algorithm):
+    with jax.enable_x64(True):
+        options = {"decay_or_rank": 0.9} if algorithm == "pp_prop" else {}
+        one, two = (
+            compile(Twice(same), algorithm, jnp.zeros((B, I)), batch_size=B, **options) for same in (True, False)
+        )
+        expected = learnt(two)
+        np.testing.assert_allclose(learnt(one), expected, rtol=1e-9)
+        one.reset_state()
+        np.testing.assert_allclose(in_single_calls(one), expected, rtol=1e-9)
+
+
 class Layers(brainstate.nn.Module):
     """Spikes that reset their membranes, and a gated cell that reads them."""
 

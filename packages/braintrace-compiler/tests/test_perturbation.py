@@ -207,3 +207,18 @@ def test_an_unchanged_state_has_a_perturbation_of_its_new_value():
     values = perturbed.run(previous, new, deltas)
     after = {s.path[0]: v for s, v in zip(perturbed.minfo.states, values[1:], strict=False)}
     np.testing.assert_allclose(after["bias"], model.bias.value + 1.0, rtol=1e-6)
+
+
+def test_states_that_hold_one_value_have_one_signal():
+    """It is that of the state whose past is read: two would count the readers of the value twice."""
+
+    def step(m, x):
+        m.a.value = m.b.value = 0.9 * m.b.value + matmul(x, m.w.value)
+        return matmul(m.a.value, m.out.value)
+
+    params = {"w": array(I, H), "out": array(H, 2)}
+    model = Model(step, params, {"a": array(H, seed=1), "b": array(H, seed=2)})
+    _, L, _ = Perturbed(model).signals()
+    b = 0.9 * model.b.value + X @ model.w.value
+    np.testing.assert_allclose(L["b"], jax.grad(lambda b: jnp.sum(jnp.sin(b @ model.out.value)))(b), rtol=1e-5)
+    np.testing.assert_array_equal(L["a"], np.zeros(H))

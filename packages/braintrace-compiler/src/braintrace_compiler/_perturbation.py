@@ -24,7 +24,7 @@ from ._diagnostics import Path
 from ._feeds import LocalTransition
 from ._flow import influence, join_bits
 from ._hidden_groups import HiddenGroup, find_hidden_groups_from_minfo, recurrent_operations
-from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, add_equation, build_jaxpr, fresh_var
+from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, add_equation, build_jaxpr, fresh_var, reads
 from ._module_info import ModuleInfo
 from ._operations import MarkedOperation, make_weight_program
 from ._relations import Relations, find_relations
@@ -196,13 +196,17 @@ class _Rewriter:
         group_of = {path: g.index for g in groups for path in g.hidden_paths}
         self.enters = {s.invars[0]: (group_of[s.path], d) for s, d in zip(hidden, self.previous, strict=True)}
         inputs = set(minfo.jaxpr.invars)
-        self.leaves: dict[Var, list[tuple[int, Var]]] = {}
-        for state, delta in zip(hidden, self.new, strict=True):
-            if state.outvars[0] not in inputs:
-                self.leaves.setdefault(state.outvars[0], []).append((group_of[state.path], delta))
         eqns = minfo.jaxpr.eqns
+        read = {v for eqn in eqns for v in reads(eqn)}
+        # States that hold one value share one perturbation: a reader would count once for each of them otherwise. It is
+        # that of a state whose past is read, if there is one, as others may carry no trace.
+        self.leaves: dict[Var, tuple[int, Var]] = {}
+        for state, delta in sorted(zip(hidden, self.new, strict=True), key=lambda own: own[0].invars[0] not in read):
+            if state.outvars[0] not in inputs:
+                bits, shared = self.leaves.get(state.outvars[0], (0, delta))
+                self.leaves[state.outvars[0]] = bits | 1 << group_of[state.path], shared
         self.behind_previous = influence(eqns, {v: 1 << g for v, (g, _) in self.enters.items()}, derivative=False)
-        new = {v: _groups_of(leaves) for v, leaves in self.leaves.items()}
+        new = {v: groups for v, (groups, _) in self.leaves.items()}
         self.behind_new = influence(eqns, new, derivative=False)
 
     def _view(self, v: Var, view: _View) -> _View:
@@ -210,7 +214,7 @@ class _Rewriter:
 
     def _below(self, v: Var, view: _View) -> _View:
         """The view that the computation of `v` itself takes of its operands."""
-        return _View(view.cut, view.inside | _groups_of(self.leaves.get(v, ())))
+        return _View(view.cut, view.inside | (self.leaves[v][0] if v in self.leaves else 0))
 
     def rewrite(self, cuts: Mapping[Var, int], observed: tuple[Var, ...]) -> PerturbedStep:
         program = self.minfo.jaxpr
@@ -295,9 +299,8 @@ class _Rewriter:
         for i, v in enumerate(eqn.outvars):
             for view in views.get(v, ()):
                 value = raw[self._below(v, view)][i]
-                for group, delta in self.leaves.get(v, ()):
-                    if not view.inside >> group & 1:
-                        value = self._add(value, delta)
+                if v in self.leaves and not view.inside & self.leaves[v][0]:
+                    value = self._add(value, self.leaves[v][1])
                 self._env[v, view] = value
 
     def _read(self, v: Any, view: _View) -> Any:
@@ -316,13 +319,6 @@ def _cut_at(eqn: JaxprEqn, cuts: Mapping[Var, int]) -> int:
 
 def _is_variable(atom: Any) -> bool:
     return not isinstance(atom, Literal)
-
-
-def _groups_of(leaves: Iterable[tuple[int, Var]]) -> int:
-    bits = 0
-    for group, _ in leaves:
-        bits |= 1 << group
-    return bits
 
 
 def _by_size(view: _View) -> int:
