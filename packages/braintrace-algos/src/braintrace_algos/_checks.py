@@ -211,10 +211,14 @@ def warn_of_unseen_states(plan: Plan) -> None:
     program, perturb = plan.step.jaxpr, plan.graph.hidden_perturb
     outputs = set(program.outvars[: len(plan.graph.module_info.out_outvars)])
     delta_of = dict(zip(perturb.perturb_hidden_paths, perturb.perturb_vars, strict=True))
+    deltas: dict[Any, list[Any]] = {}  # of one value; one of them is that of all states that hold it
+    for group in plan.graph.hidden_groups:
+        for path, v in zip(group.hidden_paths, group.hidden_outvars, strict=True):
+            deltas.setdefault(v, []).append(delta_of[path])
     for index in plan.traced:
         group = plan.transitions[index].group
         drives = [perturb.operation_vars[c.operation] for c in plan.couplings if c.group == index]
-        stored = [delta_of[path] for path in group.hidden_paths]
+        stored = [delta for v in group.hidden_outvars for delta in deltas[v]]
         if outputs & _influenced(program, drives) and not outputs & _influenced(program, stored):
             warnings.warn(
                 f"The output reads what drives {[list(p) for p in group.hidden_paths]}, but not their stored values: "
