@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from braintrace_algos import ETraceConfig, LearnerError, LearnerTypeError, compile
-from braintrace_primitives import matmul
+from braintrace_primitives import element_wise, lora_matmul, matmul
 
 B, I, H, O, T = 2, 2, 3, 2, 5
 A = 0.7
@@ -106,6 +106,40 @@ def test_e_prop_with_random_feedback():
     close(grads["V"], gradient("eprop")[2]["V"])
     with pytest.raises(LearnerTypeError, match="key"):
         gradient("eprop", feedback="random")
+
+
+class ManyOperations(LeakyTanh):
+    """Beside the weights a gain on the state itself and a product of low rank, each with a trace of its own kind."""
+
+    def __init__(self):
+        super().__init__()
+        rng = np.random.default_rng(2)
+        self.gain = brainstate.ParamState(jnp.asarray(rng.normal(size=H)))
+        self.left, self.right = (brainstate.ParamState(jnp.asarray(rng.normal(size=s))) for s in ((I, 2), (2, H)))
+
+    def update(self, x):
+        y = matmul(jnp.concatenate([x, self.h.value], -1), self.W.value) + element_wise(self.gain.value) * self.h.value
+        self.h.value = A * self.h.value + jnp.tanh(y + lora_matmul(x, self.left.value, self.right.value))
+        return matmul(self.h.value, self.V.value)
+
+
+@pytest.mark.parametrize("window", [1, 2, T])
+def test_e_prop_in_windows_is_d_rtrl_in_windows(window):
+    """Where credit inside of a window is whole, and no filter stands behind it, the rules do not differ."""
+
+    def in_windows(algorithm):
+        learner = compile(ManyOperations(), algorithm, XS[0], batch_size=B, vjp_method="multi-step", window=window)
+        shapes = jax.tree.map(jnp.shape, learner.etraces.value)
+
+        def step(x, y):
+            return jnp.sum((learner(x) - y) ** 2)
+
+        return shapes, learner.etrace_grad(XS, YS, step_fn=step, reduction="sum")
+
+    with jax.enable_x64(True):
+        (shapes, expected), (own, found) = in_windows("d_rtrl"), in_windows("eprop")
+        assert own == shapes
+        jax.tree.map(lambda g, r: np.testing.assert_allclose(g, r, rtol=1e-6), found, expected)
 
 
 @pytest.mark.parametrize(("option", "a", "b"), [(0.8, 0.8, 0.8), (3, 0.5, 0.5), ((0.9, 0.3), 0.9, 0.3)])

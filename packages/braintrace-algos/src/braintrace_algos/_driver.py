@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ._errors import LearnerError, LearnerTypeError
-from ._fold import fold, signals_of_steps
+from ._fold import fold, signals_of, signals_of_steps
 from ._fold_length import FoldLength
 from ._fold_types import Window
 from ._functional import StatefulProgram
@@ -226,7 +226,7 @@ class GradientDriver:
         deltas = jax.tree.map(lambda v: jnp.zeros((K, *v.shape), v.dtype), zeros.deltas)
         gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
         (direct, q, b), (losses, aux, tape, values) = gradient(theta, zeros.previous, deltas)
-        return direct, plan.signals(q, weights), tape, b, losses, aux, values
+        return direct, signals_of(plan, q, weights), tape, b, losses, aux, values
 
 
 def scan_windows(

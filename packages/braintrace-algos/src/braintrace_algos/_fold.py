@@ -81,9 +81,14 @@ def exit_of_window(
     return jax.vmap(single, in_axes=(_COPIES, 0, 0))(window, carry, entry)
 
 
+def signals_of(plan: Plan, per_state: list[Any], weights: Operands) -> dict[int, Any]:
+    """Signals by group as the carry meets them, from the cotangents of each hidden state."""
+    return plan.carry.signals(plan, plan.signals(per_state, weights))
+
+
 def signals_of_steps(plan: Plan, per_state: list[Any], weights: Operands) -> dict[int, Any]:
-    """Signals of a window's steps by group, from the cotangents (K, ...) for each hidden state."""
-    return jax.vmap(lambda at: plan.carry.signals(plan, plan.signals(at, weights)))(per_state)
+    """The same for a window's steps, from cotangents (K, ...)."""
+    return jax.vmap(lambda at: signals_of(plan, at, weights))(per_state)
 
 
 def advance(plan: Plan, tape: Any, carry: Any, weights: Operands, theta: list[Any]) -> Any:
@@ -115,7 +120,7 @@ def recall(plan: Plan, carry: Any, weights: Operands, theta: list[Any]) -> list[
         def single(carry, signals):
             return plan.carry.entry_gradient(plan, carry, signals, weights), plan.carry.past(plan, carry, signals)
 
-        signals = plan.carry.signals(plan, plan.signals(cotangents, weights))
+        signals = signals_of(plan, cotangents, weights)
         gradients = (single if plan.batch is None else jax.vmap(single))(carry, signals)
         if plan.batch is not None:
             gradients = jax.tree.map(lambda dw: sum_leading(dw, 1), gradients)

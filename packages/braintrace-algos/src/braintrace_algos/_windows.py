@@ -11,7 +11,7 @@ from braintrace_compiler import Arguments, StateKind
 
 from ._checks import check_arguments
 from ._errors import LearnerError
-from ._fold import exit_of_window, fold, no_cotangent, signals_of_steps
+from ._fold import exit_of_window, fold, no_cotangent, signals_of, signals_of_steps
 from ._fold_types import Window
 from ._once import final
 from ._plan import Plan
@@ -96,7 +96,7 @@ class _Differentiable:
         """Gradients and the carry at the exit, from what the window's derivative gives."""
         plan, tape = self.plan, jax.lax.stop_gradient(tape)
         if not self.strict:
-            return fold(plan, Window(tape, b, {}, scale), traces, weights, theta, plan.signals(signals, weights))
+            return fold(plan, Window(tape, b, {}, scale), traces, weights, theta, signals_of(plan, signals, weights))
         window = Window(tape, b, signals_of_steps(plan, signals, weights), scale)
         return fold(plan, window, traces, weights, theta)
 
@@ -104,7 +104,7 @@ class _Differentiable:
         """The carry at the exit, which waits for no signal."""
         plan, zeros = self.plan, self.plan.zero_perturbations()
         b = _repeated(zeros.deltas, scale.shape[0])
-        entry = plan.carry.signals(plan, plan.signals(zeros.previous, weights))
+        entry = signals_of(plan, zeros.previous, weights)
         return exit_of_window(plan, Window(tape, b, {}, scale), traces, weights, theta, entry)
 
     def run(self, theta: Any, xs: list[Any], signals: Any, deltas: list[Any], weights: Any, values: Any) -> Any:

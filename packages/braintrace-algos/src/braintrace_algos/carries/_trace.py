@@ -185,6 +185,7 @@ class TraceCarry(Carry):
             for index in plan.followed
         }
         if entry is not None:
+            assert all(len(entry[index]) == self.num_states(plan, index) for index in plan.traced)
             entry = _led(plan, carry, entry)
         before = {i: jnp.concatenate([carry[plan.followed[i].key][None], new[:-1]]) for i, new in jacobian.items()}
         for index in plan.traced:
@@ -252,6 +253,7 @@ class TraceCarry(Carry):
     def entry_gradient(
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
     ) -> list[dict[str, Any]]:
+        assert all(len(signals[index]) == self.num_states(plan, index) for index in plan.traced)
         signals = _led(plan, carry, signals)
         return _by_operation(
             plan, {key: _contracted(plan, c, carry[key], signals, weights) for key, (c, *_) in plan.traces.items()}

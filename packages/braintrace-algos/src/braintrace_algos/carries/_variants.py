@@ -35,7 +35,7 @@ class FilteredTraceCarry(TraceCarry):
     """Traces of recurrent groups followed by a low-pass filter, ē^t = κ ē^{t-1} + e^t.
 
     The filter is one more state behind each state of the group: with D̄ = [[D, 0], [D, κ]] and F̄ = [F; F] the
-    pair (e, ē) is an ordinary trace, and the signal meets its second half.
+    pair (e, ē) is an ordinary trace, and the signal meets its second half. With κ = 0 there is e alone.
 
     Parameters
     ----------
@@ -49,12 +49,16 @@ class FilteredTraceCarry(TraceCarry):
     def __init__(self, kappa: float):
         self.kappa = kappa
 
+    def filtered(self, plan: Plan) -> frozenset[int]:
+        """Groups whose traces are filtered."""
+        return recurrent_groups(plan) if self.kappa else frozenset()
+
     def num_states(self, plan: Plan, group: int) -> int:
-        return super().num_states(plan, group) * (2 if group in recurrent_groups(plan) else 1)
+        return super().num_states(plan, group) * (2 if group in self.filtered(plan) else 1)
 
     def derivatives_of(self, plan: Plan, group: int) -> tuple[tuple[Any, ...], Callable[..., Blocks]]:
         variables, derivatives = super().derivatives_of(plan, group)
-        if group not in recurrent_groups(plan):
+        if group not in self.filtered(plan):
             return variables, derivatives
         S = range(plan.num_states(group))
 
@@ -69,7 +73,7 @@ class FilteredTraceCarry(TraceCarry):
 
     def signals(self, plan: Plan, by_group: dict[int, Any]) -> dict[int, Any]:
         axis = 0 if plan.batch is None else 1
-        filtered = recurrent_groups(plan)
+        filtered = self.filtered(plan)
         return {g: jnp.concatenate([jnp.zeros_like(v), v], axis) if g in filtered else v for g, v in by_group.items()}
 
 
