@@ -198,6 +198,37 @@ class Twice(brainstate.nn.Module):
         return matmul(self.h.value, self.out.value)
 
 
+class Delay(Twice):
+    """States that hold what another was: as it is, or multiplied by one. The output reads all of them."""
+
+    def init_state(self, batch_size=None):
+        self.c, self.before, self.long_before = (brainstate.HiddenState(jnp.zeros((batch_size, H))) for _ in range(3))
+
+    def update(self, x):
+        c, before = self.c.value, self.before.value
+        self.c.value = 0.8 * c + jnp.tanh(matmul(x, self.w.value))
+        self.before.value, self.long_before.value = (c, before) if self.same else (1.0 * c, 1.0 * before)
+        read = [self.c, self.before, self.long_before] if self.remembers else [self.before]
+        return matmul(sum(jnp.sin(state.value) for state in read), self.out.value)
+
+
+@pytest.mark.parametrize("every", [True, False], ids=["all are read", "one is read"])
+@pytest.mark.parametrize("algorithm", ["d_rtrl", "eprop", "pp_prop", "ostl_recurrent"])
+def test_states_that_hold_the_old_value_of_another_learn_from_it(algorithm, every):
+    options = {"decay_or_rank": 0.9} if algorithm == "pp_prop" else {}
+
+    def compiled(same, name=algorithm, options=options):
+        return compile(Delay(same, every), name, jnp.zeros((B, I)), batch_size=B, **options)
+
+    with jax.enable_x64(True):
+        one, expected = compiled(True), learnt(compiled(False))
+        np.testing.assert_allclose(learnt(one), expected, rtol=1e-9, atol=1e-11)
+        one.reset_state()
+        np.testing.assert_allclose(in_single_calls(one), expected, rtol=1e-9, atol=1e-11)
+        if algorithm != "pp_prop":
+            np.testing.assert_allclose(expected, learnt(compiled(True, "bptt", {})), rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("remembers", [True, False], ids=["one group", "two groups"])
 @pytest.mark.parametrize("algorithm", ["d_rtrl", "eprop", "pp_prop", "ostl_recurrent"])
 def test_states_that_hold_one_value_learn_from_it_once(algorithm, remembers):

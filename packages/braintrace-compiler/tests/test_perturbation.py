@@ -222,3 +222,20 @@ def test_states_that_hold_one_value_have_one_signal():
     b = 0.9 * model.b.value + X @ model.w.value
     np.testing.assert_allclose(L["b"], jax.grad(lambda b: jnp.sum(jnp.sin(b @ model.out.value)))(b), rtol=1e-5)
     np.testing.assert_array_equal(L["a"], np.zeros(H))
+
+
+def test_a_state_that_holds_the_old_value_of_another_has_its_signal():
+    """Who reads the old value reads the new state; what makes new states of the group does not."""
+
+    def step(m, x):
+        old = m.b.value
+        m.b.value = 0.9 * old + matmul(x, m.w.value)
+        m.a.value = old
+        return matmul(m.a.value, m.out.value)
+
+    params = {"w": array(I, H), "out": array(H, 2)}
+    model = Model(step, params, {"a": array(H, seed=1), "b": array(H, seed=2)})
+    _, L, _ = Perturbed(model).signals()
+    expected = jax.grad(lambda a: jnp.sum(jnp.sin(a @ model.out.value)))(model.b.value)
+    np.testing.assert_allclose(L["a"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(L["b"], np.zeros(H))

@@ -199,12 +199,14 @@ class _Rewriter:
         eqns = minfo.jaxpr.eqns
         read = {v for eqn in eqns for v in reads(eqn)}
         # States that hold one value share one perturbation: a reader would count once for each of them otherwise. It is
-        # that of a state whose past is read, if there is one, as others may carry no trace.
+        # that of a state whose past is read, if there is one, as others may carry no trace. The new value of a state can
+        # be the old one of another, as in a delay line: who reads that reads both.
         self.leaves: dict[Var, tuple[int, Var]] = {}
         for state, delta in sorted(zip(hidden, self.new, strict=True), key=lambda own: own[0].invars[0] not in read):
-            if state.outvars[0] not in inputs:
-                bits, shared = self.leaves.get(state.outvars[0], (0, delta))
-                self.leaves[state.outvars[0]] = bits | 1 << group_of[state.path], shared
+            new = state.outvars[0]
+            if new not in inputs or (new in self.enters and new is not state.invars[0]):
+                bits, shared = self.leaves.get(new, (0, delta))
+                self.leaves[new] = bits | 1 << group_of[state.path], shared
         self.behind_previous = influence(eqns, {v: 1 << g for v, (g, _) in self.enters.items()}, derivative=False)
         new = {v: groups for v, (groups, _) in self.leaves.items()}
         self.behind_new = influence(eqns, new, derivative=False)
@@ -280,9 +282,14 @@ class _Rewriter:
         return elsewhere | (self.operands.get(eqn.outvars[0], {}) if eqn.outvars else {})
 
     def _enter(self, v: Var, view: _View) -> Var:
-        if v not in self.enters or view.cut >> self.enters[v][0] & 1:
-            return v
-        return self._add(v, self.enters[v][1])
+        entering = v if v not in self.enters or view.cut >> self.enters[v][0] & 1 else self._add(v, self.enters[v][1])
+        return self._stored(v, entering, view)
+
+    def _stored(self, v: Var, value: Var, view: _View) -> Var:
+        """The `value` of `v`, with the perturbation of the states that hold it, unless it is hidden."""
+        if v not in self.leaves or view.inside & self.leaves[v][0]:
+            return value
+        return self._add(value, self.leaves[v][1])
 
     def _emit(self, eqn: JaxprEqn, views: dict[Var, dict[_View, None]], cut: int) -> None:
         swapped = self._swapped(eqn)
@@ -298,10 +305,7 @@ class _Rewriter:
             ]
         for i, v in enumerate(eqn.outvars):
             for view in views.get(v, ()):
-                value = raw[self._below(v, view)][i]
-                if v in self.leaves and not view.inside & self.leaves[v][0]:
-                    value = self._add(value, self.leaves[v][1])
-                self._env[v, view] = value
+                self._env[v, view] = self._stored(v, raw[self._below(v, view)][i], view)
 
     def _read(self, v: Any, view: _View) -> Any:
         return v if isinstance(v, Literal) else self._env[v, self._view(v, view)]
