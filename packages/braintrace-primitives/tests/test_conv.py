@@ -114,6 +114,8 @@ def test_a_carried_trace_holds_one_patch_per_output_position():
         (IMAGE, KERNEL[0, 0], {}, "one to three spatial axes"),
         (IMAGE[0, 0], KERNEL, {}, "x of 4 axes, or 3 for one sample"),
         (IMAGE[..., :2], KERNEL, {}, "3 channels in x"),
+        (IMAGE, KERNEL, {"dimension_numbers": None}, r"read as NCHW, OIHW[\s\S]*give dimension_numbers"),
+        (IMAGE[..., :2], KERNEL, {}, "read as NHWC, HWIO"),
         (IMAGE, KERNEL, {"strides": (1, 1, 1)}, "strides does not fit"),
         (IMAGE, KERNEL, {"strides": 0}, "strides does not fit"),
         (IMAGE, KERNEL, {"strides": 1.5}, "strides does not fit"),

@@ -195,3 +195,19 @@ def test_a_large_trace_is_not_copied(monkeypatch):
     monkeypatch.setattr(_trace_rule, "_LARGE", 2**40)
     copied = temporaries_of_turns(*operands)
     assert copied - in_place > 0.8 * trace["weight"].nbytes
+
+
+def test_a_rule_without_one_of_its_methods_names_it():
+    class Half(TraceRule):
+        pass
+
+    rule, x = Half(lambda x, weights, params: x * weights["gain"]), jnp.ones(3)
+    calls = {
+        "init": lambda: rule.init(x, {}, x, 1, {}, x.dtype),
+        "accumulate": lambda: rule.accumulate(x, x, {}, {}),
+        "decay": lambda: rule.decay({}, x, {}),
+        "contract": lambda: rule.contract({}, x, {}, {}),
+    }
+    for method, call in calls.items():
+        with pytest.raises(NotImplementedError, match=f"Half has no `{method}`"):
+            call()

@@ -52,6 +52,12 @@ class TraceRule:
     def __init__(self, fn: Callable[[Any, Mapping[str, Any], Mapping[str, Any]], Any]):
         self.fn = fn
 
+    def _lacks(self, method: str) -> NotImplementedError:
+        return NotImplementedError(
+            f"{type(self).__name__} has no `{method}`: a trace rule needs init, accumulate, decay and contract, "
+            "which `braintrace_primitives.testing.check_primitive` then holds against derivatives."
+        )
+
     def expanded(self, index: Any) -> "TraceRule":
         """The rule of this op followed by ``y.ravel()[index]``, for a y that is broadcast over positions.
 
@@ -92,7 +98,7 @@ class TraceRule:
         self, x: Any, weights: Mapping[str, Any], y: Any, num_states: int, params: Mapping[str, Any], dtype: Any
     ) -> Arrays:
         """Zero trace for abstract `x`, `y` and `weights` and S = `num_states`."""
-        raise NotImplementedError
+        raise self._lacks("init")
 
     def accumulate(self, xs: Any, factors: Any, weights: Mapping[str, Any], params: Mapping[str, Any]) -> Arrays:
         """What a window adds to the trace: the sum over time of ``factors[t] · ∂y[t]/∂w``.
@@ -103,7 +109,7 @@ class TraceRule:
         factors : array of shape (T, S, *y)
             Derivative of the states at the end of the window with respect to ``y[t]``.
         """
-        raise NotImplementedError
+        raise self._lacks("accumulate")
 
     def decay(self, trace: Arrays, blocks: Any, params: Mapping[str, Any]) -> Arrays:
         """Carry the trace through a transition, by position: ``new[s] = sum_r blocks[s, r] · trace[r]``.
@@ -113,7 +119,7 @@ class TraceRule:
         blocks : array of shape (S, S, *y), or (R, S, *y)
             Where some states follow from others alone, those S states are given and all R asked for.
         """
-        raise NotImplementedError
+        raise self._lacks("decay")
 
     def advance(
         self,
@@ -153,7 +159,7 @@ class TraceRule:
         ----------
         signal : array of shape (S, *y)
         """
-        raise NotImplementedError
+        raise self._lacks("contract")
 
     def turn(
         self,

@@ -79,7 +79,7 @@ def padding_of(value: Any, spatial: int, dilated: bool, where: str) -> str | tup
 
 def check_groups(x: Any, kernel: Any, single: bool, params: dict[str, Any], where: str) -> None:
     """Raise `OperandError` unless channels and batch divide into the groups."""
-    numbers = params["dimension_numbers"]
+    numbers, fix = params["dimension_numbers"], None
     features, batches = counts = params["feature_group_count"], params["batch_group_count"]
     channels = x.shape[numbers.lhs_spec[1] - single]
     outputs, inputs = (kernel.shape[i] for i in numbers.rhs_spec[:2])
@@ -87,6 +87,7 @@ def check_groups(x: Any, kernel: Any, single: bool, params: dict[str, Any], wher
         problem, expected = "The groups do not fit.", "positive group counts, at most one above 1"
     elif channels != inputs * features:
         problem, expected = "The input channels do not fit the kernel.", f"{inputs * features} channels in x"
+        fix = 'for another order of axes give dimension_numbers, such as ("NHWC", "HWIO", "NHWC")'
     elif outputs % (features * batches):
         problem = "The output channels do not divide into groups."
         expected = f"a multiple of {features * batches}"
@@ -94,8 +95,17 @@ def check_groups(x: Any, kernel: Any, single: bool, params: dict[str, Any], wher
         problem, expected = "The batch does not divide into groups.", f"a batch axis of a multiple of {batches}"
     else:
         return
-    found = f"{describe(x=x, kernel=kernel)}, {features} feature groups, {batches} batch groups, {numbers}"
-    raise OperandError(problem, where=where, found=found, expected=expected)
+    layout = ", ".join(
+        _letters(spec, others) for spec, others in zip(numbers[:2], (("N", "C"), ("O", "I")), strict=True)
+    )
+    found = f"{describe(x=x, kernel=kernel)}, read as {layout}, {features} feature groups, {batches} batch groups"
+    raise OperandError(problem, where=where, found=found, expected=expected, fix=fix)
+
+
+def _letters(spec: Sequence[int], others: tuple[str, str]) -> str:
+    """Where a convolution finds the axes of an operand, in letters: NCHW."""
+    names = [*others, *"DHW"[-(len(spec) - 2) :]]
+    return "".join(name for _, name in sorted(zip(spec, names, strict=True)))
 
 
 def sample_bias(bias: Any, sample: tuple[int, ...], channel_axis: int, where: str) -> Any:
