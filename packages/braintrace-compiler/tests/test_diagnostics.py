@@ -8,6 +8,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import pytest
+import saiunit as u
 from compiler_models import H, I, Model, array, gated, graph, kinds, leaky, recurrent, two_layers
 
 from braintrace_compiler import (
@@ -251,6 +252,23 @@ def test_readouts_are_quiet():
 def test_errors_and_infos_are_no_warnings():
     record = CompilationRecord(DiagnosticKind.TIME_VARYING_WEIGHT, DiagnosticLevel.INFO, "so be it")
     emit_warnings([record])
+
+
+def test_the_arithmetic_of_quantities_is_no_line_of_the_user():
+    def step(m, x):
+        old = m.v.value
+        m.v.value = 0.9 * old + matmul(x, m.w.value) * u.mV
+        m.g.value = 0.8 * m.g.value + matmul(jnp.tanh(old / u.mV), m.back.value) * u.mV
+        return m.v.value / u.mV
+
+    weights, zero = {"w": array(I, H), "back": array(H, H)}, jnp.zeros(H) * u.mV
+    sources = [
+        r.context["source"]
+        for r in quiet(Model(step, weights, {"v": zero, "g": zero})).diagnostics
+        if "source" in r.context
+    ]
+    assert sources
+    assert all("test_diagnostics.py" in source for source in sources)
 
 
 def test_records_name_the_line_of_the_user():

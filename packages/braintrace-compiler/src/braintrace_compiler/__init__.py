@@ -11,6 +11,8 @@ Four stages, each a function from immutable data to immutable data:
 `compile_etrace_graph` runs them all.
 """
 
+import sys as _sys
+
 import brainstate as _brainstate
 
 from braintrace_primitives._jax_compat import hide_frames as _hide_frames
@@ -82,4 +84,6 @@ from ._version import __version__ as __version__
 from ._way_back import with_way_back as with_way_back
 
 _hide_frames(_brainstate.__file__)
+if _units := _sys.modules.get("saiunit"):  # which brainstate brings along: the arithmetic of quantities
+    _hide_frames(str(_units.__file__))
 _hide_frames(__file__)

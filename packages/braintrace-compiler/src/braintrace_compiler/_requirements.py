@@ -56,13 +56,15 @@ def require_positions(
         size = (group.num_state * math.prod(group.varshape)) ** 2
         if on_mixing == "error" or size > _MIXING_LIMIT:
             raise CompilationError(
-                "Positions are mixed where traces need them apart (a normalisation, a softmax, an unmarked product).",
+                "Positions are mixed where traces need them apart (a normalisation, a softmax, an unmarked product, "
+                "a buffer that shifts).",
                 where=where,
                 found=f"a local Jacobian of {size} elements, on_mixing={on_mixing!r}",
                 expected="position by position memory"
                 if on_mixing == "error"
                 else f"at most {_MIXING_LIMIT} elements, to take its diagonal",
-                fix="mix by a marked operation (matmul, conv, ...), or outside of the state's own memory",
+                fix="mix by a marked operation (matmul, conv, ...), or outside of the state's own memory; "
+                "give each step of a delay a state of its own",
             )
 
 
