@@ -150,3 +150,11 @@ def test_surrogate_gradient():
     want = [0, 0.15, 0.3, 0.225, 0]
     np.testing.assert_allclose(jax.vmap(jax.grad(nn.triangular_spike))(v), want, rtol=1e-6)
     np.testing.assert_allclose(jax.jvp(nn.triangular_spike, (v,), (jnp.ones(5),))[1], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("tau", "step"), [(20.0, r"dt=1\.0\)"), (20.0 * u.ms, r"dt=1\.0 \* saiunit\.ms\)")])
+def test_a_missing_time_step_is_told_in_the_dimension_of_the_time_constant(tau, step):
+    layer = nn.LeakyRateReadout(3, 2, tau=tau)
+    brainstate.nn.init_all_states(layer)
+    with pytest.raises(nn.ConfigurationError, match=step):
+        layer(jnp.ones(3))

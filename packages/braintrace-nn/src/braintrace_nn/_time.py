@@ -35,11 +35,13 @@ def _quotient(module: Any, time: Any, other: Any) -> Any:
     """Quotient of two times, one of which is the time step."""
     ratio = None if time is None or other is None else time / other
     if ratio is None or not u.get_dim(ratio).is_dimensionless:
+        tau = other if time is _time_step() else time
+        step = "1.0" if u.get_dim(tau).is_dimensionless else "1.0 * saiunit.ms"
         raise ConfigurationError(
             "The time step does not fit the time constant.",
             where=None if module is None else describe(module),
-            found=f"dt={_time_step()}, against {other if time is _time_step() else time}",
+            found=f"dt={_time_step()}, against {tau}",
             expected="both in units of time, or both plain numbers",
-            fix="set it, for instance by brainstate.environ.set(dt=1.0 * saiunit.ms)",
+            fix=f"set it, for instance by brainstate.environ.set(dt={step})",
         )
     return u.get_mantissa(u.maybe_decimal(ratio))
