@@ -90,3 +90,15 @@ def test_a_missing_extra_names_the_command_to_run(monkeypatch, capsys):
     assert main(["demo"]) == 2
     assert "python -m pip install" in (shown := capsys.readouterr().err)
     assert "scikit-learn" in shown
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [("4,3", "4,3 is not a positive number; write several with spaces between them"), ("-1", ""), ("a", "a is not a")],
+)
+def test_a_wrong_shape_is_explained(shape, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["inspect", "m:f", "--input-shape", shape])
+    told = capsys.readouterr().err
+    assert message in told
+    assert "_count" not in told

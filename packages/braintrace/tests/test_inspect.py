@@ -31,6 +31,7 @@ def broken():
     import a_package_that_is_nowhere
 
 
+ready = Stacked()
 no_model = dict
 constant = 3
 """
@@ -54,6 +55,10 @@ def test_text_names_the_weights_and_the_states(models, batch):
     assert ("etp_mv" if batch is None else "etp_mm") in report
 
 
+def test_a_model_that_is_there_is_taken(models):
+    assert inspect_model(f"{models}:ready", [3]) == inspect_model(f"{models}:Stacked", [3])
+
+
 def test_json_is_data(models):
     report = json.loads(inspect_model(f"{models}:Stacked", [3], form="json"))
     assert [group["states"] for group in report["groups"]] == [["rnn.h"]]
@@ -70,7 +75,7 @@ def test_mermaid_is_a_flow_chart(models):
         ("inspected_models:", "not of the form"),
         ("inspected_modles:Stacked", "no module `inspected_modles`"),
         ("inspected_models.deeper:Stacked", "no module `inspected_models.deeper`"),
-        ("inspected_models:Staked", "one of Stacked, needs_size, broken, no_model"),
+        ("inspected_models:Staked", "one of Stacked, needs_size, broken, ready, no_model"),
         ("inspected_models:constant", "no function or class `constant`"),
         ("inspected_models:needs_size", "takes nothing"),
         ("inspected_models:no_model", "dict"),

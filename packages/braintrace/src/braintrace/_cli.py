@@ -88,10 +88,10 @@ def _add(
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        several = "; write several with spaces between them" if "," in text or "x" in text else ""
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number{several}")
+    return int(text)
 
 
 def _demo(options: argparse.Namespace) -> int:

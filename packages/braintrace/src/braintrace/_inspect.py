@@ -97,6 +97,8 @@ def _build(target: str) -> brainstate.nn.Module:
             fix="run from the folder that holds it, or install it",
         ) from error
     factory: Any = getattr(module, name, None)
+    if isinstance(factory, brainstate.nn.Module):
+        return factory
     if not callable(factory):
         public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise TargetError(
