@@ -18,6 +18,9 @@ class EProp(OnlineLearner):
 
     with L^t = ∂l^t/∂h^t the signal that readers outside the group's own transition send to the new state. The filter κ
     stands for a leaky readout and acts on relations into recurrent groups only, never on the readout's own weights.
+    It stands for the leak exactly where the readout reads the states linearly. The derivative of a nonlinear one, such
+    as the surrogate derivative of spikes, belongs to L^t and is taken at the last step alone, whereas the filter of the
+    paper is on e^t times that derivative; there D-RTRL, whose traces absorb the leak, is nearer to the gradient.
     With ``feedback="random"`` the signal passes the readout's operations by fixed random weights instead of their own.
 
     The trace leaves recurrent mixing out, as D-RTRL does. Where κ = 0 and no output bypasses the state, it is the
@@ -40,8 +43,23 @@ class EProp(OnlineLearner):
 
     Examples
     --------
-    >>> EProp.__name__
-    'EProp'
+    >>> import brainstate, jax.numpy as jnp
+    >>> from braintrace_algos import compile
+    >>> from braintrace_primitives import matmul
+    >>> class Recurrent(brainstate.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.w, self.out = brainstate.ParamState(jnp.ones((5, 3))), brainstate.ParamState(jnp.ones((3, 1)))
+    ...     def init_state(self, batch_size=None):
+    ...         self.h = brainstate.HiddenState(jnp.zeros(3))
+    ...     def update(self, x):
+    ...         y = matmul(jnp.concatenate([x, self.h.value]), self.w.value)
+    ...         self.h.value = 0.9 * self.h.value + jnp.tanh(y)
+    ...         return matmul(self.h.value, self.out.value)
+    >>> learner = compile(Recurrent(), EProp, jnp.zeros(2), feedback="random", random_feedback_key=0)
+    >>> grads = learner.etrace_grad(jnp.ones((4, 2)), step_fn=lambda x: learner(x).sum())
+    >>> grads[("w",)].shape
+    (5, 3)
     """
 
     signal = "state"
