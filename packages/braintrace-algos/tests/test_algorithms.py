@@ -438,3 +438,40 @@ def test_an_output_that_bypasses_the_stored_state_is_told():
         assert np.abs(gradient("eprop", Bypass())[2]["W"]).max() == 0
     assert told[0].filename == __file__
     assert np.abs(gradient("d_rtrl", Bypass())[2]["W"]).max() > 0.1
+
+
+class HeadReaders(brainstate.nn.Module):
+    """Two populations that read each other at the head of the step; only the first is read out."""
+
+    def __init__(self):
+        super().__init__()
+        self.back = brainstate.ParamState(0.3 * jnp.ones((4, 8)))
+        self.forth = brainstate.ParamState(0.3 * jnp.ones((8, 4)))
+
+    def init_state(self, batch_size=None):
+        self.e = brainstate.HiddenState(jnp.full(8, 0.1))
+        self.i = brainstate.HiddenState(jnp.full(4, 0.1))
+
+    def update(self, x):
+        e, i = self.e.value, self.i.value
+        self.e.value = 0.9 * e + jnp.tanh(x + matmul(jnp.tanh(i), self.back.value))
+        self.i.value = 0.8 * i + jnp.tanh(matmul(jnp.tanh(e), self.forth.value))
+        return self.e.value
+
+
+def test_states_that_no_output_follows_from_in_the_same_step_are_told():
+    """The signal L^t of such states is zero, and with it the gradient of what drives them."""
+    xs = jnp.ones((5, 8))
+
+    def gradient_of_forth(algorithm, **options):
+        learner = compile(HeadReaders(), algorithm, xs[0], **options)
+        return np.abs(learner.etrace_grad(xs, step_fn=lambda x: (learner(x) ** 2).mean())["forth",]).max()
+
+    for algorithm, options in (("eprop", {}), ("pp_prop", {"decay_or_rank": 0.9}), ("ottt", {"decay": 0.9})):
+        with pytest.warns(
+            UserWarning, match=r"No output follows from the new values of \[\['i'\]\].*\['forth'\]"
+        ) as told:
+            assert gradient_of_forth(algorithm, **options) == 0
+        assert told[0].filename == __file__
+    assert gradient_of_forth("d_rtrl") > 0.001  # and says nothing
+    gradient_of_forth("three_factor")  # whose signal does not come from the output

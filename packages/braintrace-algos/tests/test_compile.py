@@ -15,8 +15,13 @@ def test_an_algorithm_is_a_class_or_a_name(model, name):
 
 
 def test_an_unknown_name_lists_the_known_ones(model):
-    with pytest.raises(UnknownAlgorithmError, match=r"bptt.*d_rtrl"):
+    with pytest.raises(UnknownAlgorithmError, match=r"bptt.*d_rtrl.*\n.*did you mean 'd_rtrl'\?"):
         compile(model, "drtrl", jnp.zeros(4))
+    with pytest.raises(UnknownAlgorithmError, match="did you mean 'eprop'"):
+        compile(model, "e-prop", jnp.zeros(4))
+    with pytest.raises(UnknownAlgorithmError) as far:
+        compile(model, "xyz", jnp.zeros(4))
+    assert "did you mean" not in str(far.value)
     with pytest.raises(LearnerTypeError, match="a class or a name"):
         compile(model, 3, jnp.zeros(4))
 
@@ -189,3 +194,34 @@ def test_a_seed_fixes_random_initial_states():
     first, second, third = (compile(Noisy(), D_RTRL, jnp.zeros(4), seed=s) for s in (1, 1, 2))
     assert bool(jnp.all(first.model.h.value == second.model.h.value))
     assert not bool(jnp.all(first.model.h.value == third.model.h.value))
+
+
+def test_a_learner_without_a_graph_says_how_it_is_made(model):
+    with pytest.raises(LearnerTypeError, match=r"no graph[\s\S]*braintrace.compile\(model, braintrace.D_RTRL"):
+        D_RTRL(model)
+    with pytest.raises(LearnerTypeError, match=r"found: *ArrayImpl"):
+        BPTT(model, jnp.zeros(4))
+
+
+def test_an_error_of_the_model_is_told_with_what_the_model_was_given():
+    class Joined(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = brainstate.ParamState(jnp.ones((7, 3)))
+
+        def init_state(self, batch_size=None):
+            self.h = brainstate.HiddenState(jnp.zeros(3 if batch_size is None else (batch_size, 3)))
+
+        def update(self, x):
+            self.h.value = jnp.tanh(matmul(jnp.concatenate([x, self.h.value], -1), self.w.value))
+            return self.h.value
+
+    with pytest.raises(TypeError, match="oncatenate") as told:  # the batch size was forgotten
+        compile(Joined(), D_RTRL, jnp.zeros((5, 4)))
+    note = told.value.__notes__[-1]
+    assert "Joined" in note
+    for line in ("inputs:     f32[5,4]", "states:     h f32[3]", "batch_size: None"):
+        assert line in note
+    with pytest.raises(TypeError) as told:
+        compile(Joined(), D_RTRL, jnp.zeros((5, 4)), batch_size="5")
+    assert told.value.__notes__[-1] == "(while compile(...) initialised the states of Joined, batch_size=5)"

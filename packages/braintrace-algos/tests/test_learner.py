@@ -77,7 +77,8 @@ def test_traces_are_found_by_weight_and_by_path(model, data):
     learner = compile(model, D_RTRL, xs[0], batch_size=xs.shape[1])
     by_path = learner.get_etrace_of(("gain",))
     by_state = learner.get_etrace_of(model.gain)
-    assert list(by_path) == list(by_state) == ["gain#1->g"]
+    by_name = learner.get_etrace_of("gain")
+    assert list(by_path) == list(by_state) == list(by_name) == ["gain#1->g"]
     assert by_path["gain#1->g"]["weight"].shape == (2, *model.g.value.shape)
     with pytest.raises(LearnerError, match="No eligibility trace"):
         learner.get_etrace_of(("out",))
@@ -145,7 +146,8 @@ def test_sequences_outside_of_jit_are_compiled_once_for_each_step_function(model
         (lambda x: x[:-1], LearnerError, "batch size"),
         (lambda x: x[None], LearnerError, "one time step"),
         (lambda x: x.astype(jnp.int32), LearnerTypeError, "astype"),
-        (lambda x: {"x": x}, LearnerTypeError, "structure"),
+        (lambda x: {"x": x}, LearnerTypeError, r"structure[\s\S]*found: *\({'x': \*}\)\n *expected: *\(\*\)"),
+        (lambda x: x.tolist(), LearnerTypeError, r"found: *\(\[\[\*, \*"),
     ],
 )
 def test_unfit_inputs_are_refused_before_anything_changes(model, data, change, error, words):
@@ -179,6 +181,30 @@ def test_states_of_another_shape_are_named(model, data):
     assert learner.running_index.value is steps
     learner.reset_state()
     learner(xs[0])
+
+
+def test_a_parameter_of_another_shape_is_named_with_what_helps(model, data):
+    xs, _ = data
+    learner = compile(model, D_RTRL, xs[0], batch_size=xs.shape[1])
+    value = model.gain.value
+    model.gain.value = jnp.ones(7)
+    with pytest.raises(LearnerError, match=r"state gain[\s\S]*set it to a value of that form"):
+        learner(xs[0])
+    model.gain.value = value
+    learner(xs[0])
+
+
+def test_weights_inside_other_modules_are_found_by_a_path_with_dots():
+    class Wrapped(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Refractory()
+
+        def update(self, x):
+            return self.inner(x)
+
+    learner = compile(Wrapped(), D_RTRL, jnp.ones(4))
+    assert list(learner.get_etrace_of("inner.w")) == list(learner.get_etrace_of(("inner", "w")))
 
 
 class Refractory(brainstate.nn.Module):

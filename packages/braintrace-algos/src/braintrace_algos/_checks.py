@@ -119,14 +119,22 @@ def _converts(given: Any, expected: Any) -> bool:
     return whole and not imaginary
 
 
+def _layout(arguments: Arguments) -> str:
+    """The call, with a star in the place of each array: ``(*, {'a': *}, training=True)``."""
+    args, kwargs = jax.tree.unflatten(arguments.tree, arguments.leaves)
+    inside = [*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())]
+    text = ", ".join(inside)
+    return f"({text if len(text) <= 200 else text[:200] + ' ...'})"
+
+
 def _check_static(expected: Arguments, found: Arguments) -> None:
     """Refuse arguments of another structure, or other static values, than the model was compiled with."""
     if found.tree != expected.tree:
         raise LearnerTypeError(
             "The arguments of the step do not have the structure the model was compiled with.",
             where="learner(*args)",
-            found=str(found.tree),
-            expected=str(expected.tree),
+            found=_layout(found),
+            expected=_layout(expected),
             fix="call the learner as the model was called in compile(model, algorithm, *example_inputs, kwargs={...})",
         )
     for i, (was, now) in enumerate(zip(expected.leaves, found.leaves, strict=True)):
@@ -193,20 +201,23 @@ def check_state_shapes(plan: Plan) -> None:
             shape = (plan.batch, *var.aval.shape) if mapped else tuple(var.aval.shape)
             if tuple(leaf.shape) != shape or leaf.dtype != var.aval.dtype:
                 expected = jax.ShapeDtypeStruct(shape, var.aval.dtype)
+                learnt = info.path in plan.parameters
                 raise LearnerError(
                     "A state of the model has another shape or dtype than when it was compiled.",
                     where=f"state {'.'.join(map(str, info.path))}",
                     found=describe(leaf),
                     expected=describe(expected),
-                    fix="call learner.reset_state(), or compile the model again",
+                    fix=f"{'set it to a value of that form' if learnt else 'call learner.reset_state()'}, "
+                    "or compile the model again",
                 )
 
 
 def warn_of_unseen_states(plan: Plan) -> None:
-    """Warn where an output follows from a group's drive, but not from its new states as they are stored.
+    """Warn where no output follows from a group's new states as they are stored.
 
-    Signals of the form L^t = ∂l^t/∂h^t are those of readers of the stored value; a model that returns a value and
-    stores another made of it (a stack of several states, say) would learn nothing from its output.
+    Signals of the form L^t = ∂l^t/∂h^t are those of readers of the stored value, in the same step; a model that returns
+    a value and stores another made of it (a stack of several states, say) would learn nothing from its output, nor
+    would neurons that others read only at the head of the next step.
     """
     program, perturb = plan.step.jaxpr, plan.graph.hidden_perturb
     outputs = set(program.outvars[: len(plan.graph.module_info.out_outvars)])
@@ -219,13 +230,23 @@ def warn_of_unseen_states(plan: Plan) -> None:
         group = plan.transitions[index].group
         drives = [perturb.operation_vars[c.operation] for c in plan.couplings if c.group == index]
         stored = [delta for v in group.hidden_outvars for delta in deltas[v]]
-        if outputs & _influenced(program, drives) and not outputs & _influenced(program, stored):
-            warnings.warn(
-                f"The output reads what drives {[list(p) for p in group.hidden_paths]}, but not their stored values: "
-                "a learning signal at the states does not see it. Return the state's value after storing it.",
-                CompilationWarning,
-                stacklevel=users_level(),
+        if not outputs or outputs & _influenced(program, stored):
+            continue
+        states = [list(p) for p in group.hidden_paths]
+        if outputs & _influenced(program, drives):
+            told = (
+                f"The output reads what drives {states}, but not their stored values: a learning signal at the states "
+                "does not see it. Return the state's value after storing it."
             )
+        else:
+            weights = {plan.operations[c.operation].weight_path for c in plan.couplings if c.group == index}
+            told = (
+                f"No output follows from the new values of {states} in the same step, only later: no learning signal "
+                f"L^t = ∂l^t/∂h^t reaches them, and the gradient of {sorted(map(list, weights))} stays zero unless the "
+                "loss reads these states itself. Let the rest of the step read their new values, or take an algorithm "
+                "whose signal meets the past, such as d_rtrl."
+            )
+        warnings.warn(told, CompilationWarning, stacklevel=users_level())
 
 
 def _influenced(program: Any, sources: Sequence[Any]) -> set[Any]:

@@ -1,5 +1,6 @@
 """From a model to a learner."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from braintrace_compiler import (
     StateKind,
     compile_etrace_graph,
 )
+from braintrace_primitives._errors import BraintraceError
 
 from ._call_checks import check_model, check_options
 from ._checks import describe, refuse_explicit_axes
@@ -143,8 +145,16 @@ def compile(
     examples, keywords = arguments.join([_one_of(x, batch_size) for x in data] if vmap else data)
     if seed is not None:
         brainstate.random.seed(seed)
-    initialise(model, None if vmap else batch_size)
-    graph = compile_etrace_graph(model, *examples, kwargs=keywords, on_mixing=on_mixing, control_flow=control_flow)
+    inputs, size = None, None if vmap else batch_size
+    try:
+        initialise(model, size)
+        inputs = [describe(x) for x in jax.tree.leaves((examples, keywords)) if hasattr(x, "dtype")]
+        graph = compile_etrace_graph(model, *examples, kwargs=keywords, on_mixing=on_mixing, control_flow=control_flow)
+    except BraintraceError:
+        raise
+    except Exception as error:
+        _add_context(error, model, size, inputs)
+        raise
     require_learnable(graph)
 
     if vmap:
@@ -157,6 +167,25 @@ def compile(
     if verbose > 1:
         graph.explain()
     return learner
+
+
+def _add_context(error: Exception, model: Any, batch_size: int | None, inputs: list[str] | None = None) -> None:
+    """Note on an error of the model itself what it was given: JAX's message tells neither inputs nor states."""
+    name = type(model).__name__
+    if inputs is None:
+        error.add_note(f"(while compile(...) initialised the states of {name}, batch_size={batch_size})")
+        return
+    states: Any = brainstate.graph.states(model, brainstate.HiddenState)
+    held = [
+        f"{'.'.join(map(str, path))} {', '.join(map(describe, jax.tree.leaves(state.value)))}"
+        for path, state in states.items()
+    ]
+    error.add_note(
+        f"(while compile(...) called one time step of {name}\n"
+        f"  inputs:     {', '.join(inputs) or 'none'}\n"
+        f"  states:     {'; '.join(held) or 'none'}\n"
+        f"  batch_size: {batch_size})"
+    )
 
 
 def find_algorithm(algorithm: type[OnlineLearner] | str | ETraceConfig) -> type[OnlineLearner]:
@@ -175,11 +204,14 @@ def find_algorithm(algorithm: type[OnlineLearner] | str | ETraceConfig) -> type[
         )
     name = algorithm.lower().replace("-", "_")
     if name not in _ALGORITHMS:
+        near = [n for n in known if n.replace("_", "") == name.replace("_", "")]
+        near = near or difflib.get_close_matches(name, known, n=1)
         raise UnknownAlgorithmError(
             "There is no algorithm of this name.",
             where="compile(model, algorithm, ...)",
             found=repr(algorithm),
             expected=f"one of {known}",
+            fix=f"did you mean {near[0]!r}?" if near else None,
         )
     return _ALGORITHMS[name]
 

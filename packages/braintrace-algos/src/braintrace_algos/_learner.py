@@ -21,7 +21,7 @@ from ._checks import (
 )
 from ._compare import Comparison
 from ._data import unwrap
-from ._errors import LearnerError
+from ._errors import LearnerError, LearnerTypeError
 from ._face import FunctionalLearner
 from ._fold import online_step
 from ._hold import put_in_place, require_in_place
@@ -35,7 +35,7 @@ from ._step import StepResult, run_step
 from ._stream import Streaming
 from ._truncation import CarryChoice, Truncation
 from ._windows import run_window
-from .carries import Carry, TraceCarry
+from .carries import Carry, ModulatedTraceCarry, TraceCarry
 
 
 class ETraceState(brainstate.ShortTermState):
@@ -98,7 +98,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     def __init__(
         self,
         model: brainstate.nn.Module,
-        graph: ETraceGraph,
+        graph: ETraceGraph | None = None,
         *,
         vjp_method: str = "single-step",
         window: int | None = 1,
@@ -112,6 +112,13 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
     ):
         initialise: Any = super().__init__  # of Module, which type checkers take for that of `object`
         initialise(name=name)
+        if not isinstance(graph, ETraceGraph):
+            raise LearnerTypeError(
+                "A learner is made from a model and its compiled graph.",
+                where=type(self).__name__,
+                found="no graph" if graph is None else type(graph).__name__,
+                fix=f"braintrace.compile(model, braintrace.{type(self).__name__}, x, ...) compiles and makes it",
+            )
         check_choice("vjp_method", vjp_method, ("single-step", "multi-step"))
         check_window(window, vjp_method)
         self.model = model
@@ -129,7 +136,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
             absorb=absorb,
         )
         check_trace_dtype(self.plan, trace_dtype)
-        if self.plan.signal == "state":
+        if self.plan.signal == "state" and not isinstance(self.plan.carry, ModulatedTraceCarry):
             warn_of_unseen_states(self.plan)
         self._initial = [
             (s.state, s.state.value) for s in self.plan.states if isinstance(s.state, brainstate.ShortTermState)
@@ -184,6 +191,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         Parameters
         ----------
         weight : brainstate.ParamState or path
+            A path as a tuple, or with dots: ``("rnn", "weight")`` or ``"rnn.weight"``.
 
         Returns
         -------
@@ -200,7 +208,8 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         path = weight
         if isinstance(weight, brainstate.State):
             path = next((p for p, s in self.param_states.items() if s is weight), None)
-        path = (path,) if isinstance(path, str) else path
+        if isinstance(path, str):
+            path = next((p for p in self.param_states if ".".join(map(str, p)) == path), path)
         couplings = self.plan.couplings
         keys = [c.trace for c in couplings if path in self.plan.operations[c.operation].parameter_paths]
         found = {key: self.etraces.value[key] for key in keys if key in self.etraces.value}
