@@ -87,7 +87,9 @@ class _Builder:
         return self.pick(y, self.add("tanh", y))
 
     def following(self, leader: int, operand: int) -> int:
-        """A state without a past of its own: made of the one before it, gated now and then."""
+        """A state without a past of its own: made of the one before it, gated now and then, or the very same."""
+        if self.flip(4):
+            return leader
         value = self.add("tanh", leader)
         if self.flip():
             value = self.add("mul", self.add("sigmoid", self.matmul(operand, self.sizes[leader])), value)
@@ -137,6 +139,9 @@ def programs(draw: Any) -> Program:
             if k and b.flip(4):
                 b.new[state] = b.following(b.new[layer[k - 1]], operand)
                 arriving = b.new[state]
+                continue
+            if k and b.flip(6):  # a delay line
+                b.new[state] = b.before(layer[k - 1])
                 continue
             kept = b.decay(state)
             if k and b.flip():

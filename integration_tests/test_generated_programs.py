@@ -105,7 +105,10 @@ def check(program: Program) -> None:
         groups = [[int(p[0][1:]) for p in g.hidden_paths] for g in learner.graph.hidden_groups]
         assert sorted(map(sorted, groups)) == sorted(structure.members(g) for g in structure.groups)
         found = learnt(learner, xs)
-        single = by_single_calls(learner, xs) if learner.plan.carry.meeting(learner.plan) is not None else found
+        single, at_new_states = found, found
+        if learner.plan.carry.meeting(learner.plan) is not None:
+            single = by_single_calls(learner, xs)
+            at_new_states = learnt(braintrace.EProp(learner.model, learner.graph), xs)
         memories = learner.graph.hidden_perturb.memories
         absorbing = learnt(type(learner)(learner.model, learner.graph), xs) if memories else found
         check_windows(learner, xs)
@@ -113,6 +116,7 @@ def check(program: Program) -> None:
     for name in program.params:
         assert far_apart(found[name], strict[name]) < TOLERANCE, f"{name} is not the strict gradient"
         assert far_apart(single[name], strict[name]) < TOLERANCE, f"{name} is not the strict gradient in single calls"
+        assert far_apart(at_new_states[name], strict[name]) < TOLERANCE, f"{name} is not the strict gradient by L e"
     for taken, gradient in (((), found), (memories, absorbing)):
         exact_of: dict[str, bool] = {}
         for certificate in learner.graph.certificates(taken):

@@ -199,8 +199,8 @@ class _Rewriter:
         eqns = minfo.jaxpr.eqns
         read = {v for eqn in eqns for v in reads(eqn)}
         # States that hold one value share one perturbation: a reader would count once for each of them otherwise. It is
-        # that of a state whose past is read, if there is one, as others may carry no trace. The new value of a state can
-        # be the old one of another, as in a delay line: who reads that reads both.
+        # that of a state whose past is read, if there is one, as others may carry no trace. A new value can be the old
+        # one of another state, as in a delay line: who reads that reads both.
         self.leaves: dict[Var, tuple[int, Var]] = {}
         for state, delta in sorted(zip(hidden, self.new, strict=True), key=lambda own: own[0].invars[0] not in read):
             new = state.outvars[0]
