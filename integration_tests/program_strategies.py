@@ -88,7 +88,7 @@ class _Builder:
 
     def following(self, leader: int, operand: int) -> int:
         """A state without a past of its own: made of the one before it, gated now and then, or the very same."""
-        if self.flip(4):
+        if self.flip(3):
             return leader
         value = self.add("tanh", leader)
         if self.flip():
@@ -136,11 +136,11 @@ def programs(draw: Any) -> Program:
             operand = b.cat(operand, b.add("mul", reset, b.before(last)))
         arriving = b.drive(operand, size)
         for k, state in enumerate(layer):
-            if k and b.flip(4):
+            if k and b.flip(3):
                 b.new[state] = b.following(b.new[layer[k - 1]], operand)
                 arriving = b.new[state]
                 continue
-            if k and b.flip(6):  # a delay line
+            if k and b.flip(5):  # a delay line
                 b.new[state] = b.before(layer[k - 1])
                 continue
             kept = b.decay(state)

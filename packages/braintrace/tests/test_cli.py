@@ -34,6 +34,7 @@ def test_the_version_is_printed(capsys):
         ["demo", "--epochs", "0"],
         ["demo", "--cell", "gnu"],
         ["inspect", "m:f"],
+        ["inspect", "m:f", "--input-shape", "3", "--option", "0.9"],
         ["doctor", "x"],
     ],
 )
@@ -90,6 +91,15 @@ def test_a_missing_extra_names_the_command_to_run(monkeypatch, capsys):
     assert main(["demo"]) == 2
     assert "python -m pip install" in (shown := capsys.readouterr().err)
     assert "scikit-learn" in shown
+
+
+def test_inspect_takes_options_of_the_algorithm(capsys):
+    command = ["inspect", "braintrace._demo_training:default_model", "--input-shape", "8", "--algorithm"]
+    assert main([*command, "pp_prop", "--option", "decay_or_rank=(0.9, 0.5)"]) == 0
+    assert main([*command, "d_rtrl", "--option", "vjp_method=multi-step", "--option", "window=4"]) == 0
+    capsys.readouterr()
+    assert main([*command, "pp_prop"]) != 0
+    assert "decay_or_rank" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

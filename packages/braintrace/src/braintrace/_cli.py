@@ -1,9 +1,11 @@
 """The command line: ``python -m braintrace demo|inspect|doctor``."""
 
 import argparse
+import ast
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from braintrace_primitives import BraintraceError
 
@@ -63,6 +65,14 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--input-dtype", default="float32", metavar="DTYPE", help="(%(default)s)")
     inspect.add_argument("--batch-size", type=_count, metavar="B", help="batch axis of the input (none)")
     inspect.add_argument("--algorithm", default="d_rtrl", help="name of the algorithm (%(default)s)")
+    inspect.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the algorithm, such as decay_or_rank=0.9; once for each",
+    )
     inspect.add_argument("--format", choices=FORMS, default="text", help="of the report (%(default)s)")
 
     _add(
@@ -94,6 +104,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a word
+
+
 def _demo(options: argparse.Namespace) -> int:
     run_demo(
         DemoConfig(
@@ -117,6 +137,7 @@ def _inspect(options: argparse.Namespace) -> int:
             dtype=options.input_dtype,
             batch_size=options.batch_size,
             algorithm=options.algorithm,
+            options=dict(options.option),
             form=options.format,
         )
     )

@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import brainstate
@@ -30,6 +30,7 @@ def inspect_model(
     dtype: str = "float32",
     batch_size: int | None = None,
     algorithm: str = "d_rtrl",
+    options: Mapping[str, Any] | None = None,
     form: str = "text",
 ) -> str:
     """The compilation report of a model that is named, not imported.
@@ -46,6 +47,8 @@ def inspect_model(
         Batch size for the model's states.
     algorithm : str
         Name of the algorithm.
+    options : mapping, optional
+        Of the algorithm.
     form : {"text", "json", "mermaid"}
 
     Returns
@@ -72,7 +75,7 @@ def inspect_model(
         raise TargetError("There is no such data type.", found=dtype, expected="float32, int32, …") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CompilationWarning)  # the report says it all
-        learner = compile(model, algorithm, example, batch_size=batch_size)
+        learner = compile(model, algorithm, example, batch_size=batch_size, **(options or {}))
     return FORMS[form](learner.report)
 
 
