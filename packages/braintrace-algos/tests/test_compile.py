@@ -225,3 +225,10 @@ def test_an_error_of_the_model_is_told_with_what_the_model_was_given():
     with pytest.raises(TypeError) as told:
         compile(Joined(), D_RTRL, jnp.zeros((5, 4)), batch_size="5")
     assert told.value.__notes__[-1] == "(while compile(...) initialised the states of Joined, batch_size=5)"
+
+
+def test_a_learner_is_no_model(model, data):
+    learner = compile(model, "d_rtrl", data[0][0], batch_size=data[0].shape[1])
+    with pytest.raises(LearnerTypeError, match="learner already") as error:
+        compile(learner, "eprop", data[0][0], batch_size=data[0].shape[1])
+    assert "pass learner.model" in str(error.value)

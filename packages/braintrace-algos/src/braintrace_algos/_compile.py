@@ -138,6 +138,14 @@ def compile(
     if vmap and batch_size is None:
         raise LearnerTypeError("vmap=True maps a model over a batch.", expected="batch_size=<number of copies>")
     check_options(cls, options)
+    if isinstance(model, OnlineLearner):
+        raise LearnerTypeError(
+            "This is a learner already.",
+            where="compile(model, algorithm, ...)",
+            found=f"a {type(model).__name__} of {type(model.model).__name__}",
+            expected="a model",
+            fix="pass learner.model",
+        )
     check_model(model, example_inputs, kwargs or {})
     arguments, data = Arguments.split(example_inputs, kwargs or {})
     data = [jnp.asarray(x) for x in data]
