@@ -105,10 +105,9 @@ def check(program: Program) -> None:
         groups = [[int(p[0][1:]) for p in g.hidden_paths] for g in learner.graph.hidden_groups]
         assert sorted(map(sorted, groups)) == sorted(structure.members(g) for g in structure.groups)
         found = learnt(learner, xs)
-        single, at_new_states = found, found
-        if learner.plan.carry.meeting(learner.plan) is not None:
-            single = by_single_calls(learner, xs)
-            at_new_states = learnt(braintrace.EProp(learner.model, learner.graph), xs)
+        single = by_single_calls(learner, xs) if learner.plan.carry.meeting(learner.plan) is not None else found
+        e_prop = braintrace.EProp(learner.model, learner.graph)
+        at_new_states = learnt(e_prop, xs) if new_states_tell_all(e_prop.plan) else found
         memories = learner.graph.hidden_perturb.memories
         absorbing = learnt(type(learner)(learner.model, learner.graph), xs) if memories else found
         check_windows(learner, xs)
@@ -125,6 +124,18 @@ def check(program: Program) -> None:
         for name in program.params:
             if exact_of.get(name, True):  # what the step does not use has no gradient at all
                 assert far_apart(gradient[name], full[name]) < TOLERANCE, f"{name} is certified exact, and is not"
+
+
+def new_states_tell_all(plan: Any) -> bool:
+    """Whether all credit within a step passes its new states, by D and F: then L e is the strict gradient."""
+    beyond = {braintrace.Omission.DOWNSTREAM_MEMORY, braintrace.Omission.RECURRENT_MIXING}
+    certificates, driving = plan.certificates(), {}
+    for c in plan.traced_couplings:
+        driving[c.operation] = driving.get(c.operation, 0) | 1 << c.group
+    if any(set(certificates[k].omissions) - beyond for k in driving):
+        return False
+    states = {index: plan.transitions[index].group.hidden_paths for index in plan.traced}
+    return not braintrace.goes_around(plan.graph.hidden_perturb, plan.step, states, driving)
 
 
 def check_windows(learner: Any, xs: np.ndarray) -> None:

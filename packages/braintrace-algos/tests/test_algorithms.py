@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from braintrace_algos import ETraceConfig, LearnerError, LearnerTypeError, compile
+from braintrace_algos import ETraceConfig, LearnerError, LearnerTypeError, compare_gradients, compile
 from braintrace_primitives import element_wise, lora_matmul, matmul
 
 B, I, H, O, T = 2, 2, 3, 2, 5
@@ -106,6 +106,57 @@ def test_e_prop_with_random_feedback():
     close(grads["V"], gradient("eprop")[2]["V"])
     with pytest.raises(LearnerTypeError, match="key"):
         gradient("eprop", feedback="random")
+
+
+@jax.custom_jvp
+def spike(v):
+    return (v > 0).astype(v.dtype)
+
+
+@spike.defjvp
+def _surrogate(primals, tangents):
+    (v,), (dv,) = primals, tangents
+    return spike(v), jnp.maximum(0, 1 - jnp.abs(v)) * dv
+
+
+class Spiking(brainstate.nn.Module):
+    """Leaky integrate-and-fire units whose recurrent weights are zero, under a leaky readout of their spikes."""
+
+    def __init__(self, keeps_spikes):
+        super().__init__()
+        rng, self.keeps_spikes = np.random.default_rng(0), keeps_spikes
+        weights = np.concatenate([2 * rng.normal(size=(I, H)), np.zeros((H, H))])
+        self.W, self.V = (brainstate.ParamState(jnp.asarray(v)) for v in (weights, rng.normal(size=(H, O))))
+
+    def init_state(self, batch_size=None):
+        self.v = brainstate.HiddenState(jnp.zeros((batch_size, H)))
+        if self.keeps_spikes:
+            self.z = brainstate.HiddenState(jnp.zeros((batch_size, H)))
+        self.r = brainstate.HiddenState(jnp.zeros((batch_size, O)))
+
+    def update(self, x):
+        before = self.z.value if self.keeps_spikes else spike(self.v.value - 0.5)
+        y = matmul(jnp.concatenate([x, before], -1), self.W.value)
+        self.v.value = A * self.v.value * (1 - jax.lax.stop_gradient(before)) + y
+        z = spike(self.v.value - 0.5)
+        if self.keeps_spikes:
+            self.z.value = z
+        self.r.value = 0.9 * self.r.value + matmul(z, self.V.value)
+        return self.r.value
+
+
+def test_the_filter_is_that_of_the_paper_where_spikes_are_a_state():
+    """There it stands for the leak of the readout; where they are a function of the membrane alone, it does not."""
+
+    def error(keeps_spikes, **options):
+        learner = compile(Spiking(keeps_spikes), "eprop", XS[0], batch_size=B, **options)
+        comparison = compare_gradients(learner, 4 * XS, YS, step_fn=lambda x, y: jnp.sum((learner(x) - y) ** 2))
+        return comparison["W"].relative_error
+
+    with jax.enable_x64(True):
+        assert error(True, kappa_filter_decay=0.9) < 1e-6
+        assert error(False, kappa_filter_decay=0.9) > 1e-2
+        assert error(True) > 1e-2
 
 
 class ManyOperations(LeakyTanh):

@@ -20,7 +20,8 @@ class EProp(OnlineLearner):
     stands for a leaky readout and acts on relations into recurrent groups only, never on the readout's own weights.
     It stands for the leak exactly where the readout reads the states linearly. The derivative of a nonlinear one, such
     as the surrogate derivative of spikes, belongs to L^t and is taken at the last step alone, whereas the filter of the
-    paper is on e^t times that derivative; there D-RTRL, whose traces absorb the leak, is nearer to the gradient.
+    paper is on e^t times that derivative. For that, let the model keep its spikes in a hidden state that the readout
+    reads (``self.z = HiddenState(...)``): the trace of z is the paper's. D-RTRL absorbs the leak either way.
     With ``feedback="random"`` the signal passes the readout's operations by fixed random weights instead of their own.
 
     The trace leaves recurrent mixing out, as D-RTRL does. Where κ = 0 and no output bypasses the state, it is the
