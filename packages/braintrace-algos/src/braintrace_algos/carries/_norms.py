@@ -22,7 +22,7 @@ def window_norms(recursion: Recursion) -> Norms:
     single = jax.vmap(lambda step, _: norm(recursion.blocks(step)[0] or recursion.D))(
         recursion.steps, jnp.arange(recursion.K)
     )
-    return Norms(jax.vmap(norm)(suffixes[1:]), norm(M[1:]), single.max())
+    return Norms(jax.vmap(norm)(tuple(suffixes[1:])), norm(M[1:]), single.max())
 
 
 def spectral_bound(A: Any) -> Any:
