@@ -100,6 +100,7 @@ def conv(params: Params, states: States, x: jax.Array) -> States:
 CELLS = {
     "rnn": Cell(rnn, 1),
     "gru": Cell(gru, 1),
+    "gru-wr": Cell(gru, 1),
     "lstm": Cell(lstm, 2),
     "lif1": _lif(1),
     "lif2": _lif(2),

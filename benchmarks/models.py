@@ -69,6 +69,7 @@ class Network(brainstate.nn.Module):
             "rnn": braintrace.nn.ValinaRNNCell,
             "gru": braintrace.nn.GRUCell,
             "lstm": braintrace.nn.LSTMCell,
+            "gru-wr": braintrace.nn.GRUCell,
             "gru fused": lambda *sizes: braintrace.nn.GRUCell(*sizes, fused=True),
             "lstm fused": lambda *sizes: braintrace.nn.LSTMCell(*sizes, fused=True),
             "conv": LeakyConvolution,
@@ -87,10 +88,16 @@ class Network(brainstate.nn.Module):
 def network(regime: Regime) -> Network:
     """A network whose parameters depend on their path only, the same in every process."""
     model = Network(regime)
-    for path, state in _parameter_states(model).items():
+    for path, state in _states(model, brainstate.ParamState).items():
         rng = np.random.default_rng(zlib.crc32(".".join(map(str, path)).encode()))
         state.value = jax.tree.map(lambda leaf, rng=rng: jnp.asarray(_initial(leaf.shape, rng)), state.value)
+    if regime.cell == "gru-wr":
+        model.rnn.Wr.weight = Fixed(model.rnn.Wr.weight.value)
     return model
+
+
+class Fixed(brainstate.LongTermState):
+    """A weight that is not trained."""
 
 
 def _initial(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -99,13 +106,13 @@ def _initial(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
 
 
-def parameters(model: Network) -> dict[tuple[str, ...], Any]:
-    """Values by path."""
-    return {path: state.value for path, state in _parameter_states(model).items()}
+def parameters(model: Network, kind: type[brainstate.State] = brainstate.ParamState) -> dict[tuple[str, ...], Any]:
+    """Values by path, of the trained parameters or of the `Fixed` ones."""
+    return {path: state.value for path, state in _states(model, kind).items()}
 
 
-def _parameter_states(model: Network) -> dict[tuple[str, ...], brainstate.State]:
-    states: Any = brainstate.graph.states(model, brainstate.ParamState)
+def _states(model: Network, kind: type[brainstate.State]) -> dict[tuple[str, ...], brainstate.State]:
+    states: Any = brainstate.graph.states(model, kind)
     return dict(states)
 
 

@@ -130,8 +130,8 @@ PROFILES = {
     ),
     "full": Profile(
         (
-            *_each(_WIDE, "rnn", "gru", "lstm", "lif1", "lif2", "lif3"),
-            *_each(_WIDER, "rnn", "gru"),
+            *_each(_WIDE, "rnn", "gru", "gru-wr", "lstm", "lif1", "lif2", "lif3"),
+            *_each(_WIDER, "rnn", "gru", "gru-wr"),
             *_each(_SINGLE, "rnn", "lif2"),
             *_each(_TINY, "rnn", "lif2"),
             _CONV,

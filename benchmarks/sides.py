@@ -12,7 +12,7 @@ import numpy as np
 import braintrace
 
 from .cells import CELLS, IMAGE, dense
-from .models import abstract_data, input_shape, network, parameters
+from .models import Fixed, abstract_data, input_shape, network, parameters
 from .regimes import Regime
 
 Maker = Callable[..., tuple[Callable[..., Any], tuple[Any, ...]]]
@@ -24,7 +24,9 @@ def _plain_loss(regime: Regime, checkpoint: bool) -> Callable[..., jax.Array]:
     cell = CELLS[regime.cell]
     shape = (regime.B, *IMAGE, regime.H) if regime.cell == "conv" else (regime.B, regime.H)
 
-    def loss(params, xs, ys):
+    def loss(trained, fixed, xs, ys):
+        params = trained | fixed
+
         def step(states, xy):
             states = cell.step(params, states, xy[0])
             out = dense(params["out", "weight"], cell.output(states))
@@ -51,9 +53,13 @@ def _near_root(T: int) -> int:
 
 def bptt(regime: Regime, checkpoint: bool = False):
     """`jax.grad` through `lax.scan`."""
-    params = parameters(network(regime))
+    model = network(regime)
     gradient = jax.grad(_plain_loss(regime, checkpoint))
-    return lambda params, xs, ys: (gradient(params, xs, ys), None), (params,)
+
+    def run(trained, fixed, xs, ys):
+        return gradient(trained, fixed, xs, ys), None
+
+    return run, (parameters(model), parameters(model, Fixed))
 
 
 def checkpointed_bptt(regime: Regime):

@@ -7,9 +7,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
-from benchmarks import compile_time, particulars, per_step, roofline
+from benchmarks import compile_time, particulars, per_step, roofline, sides
+from benchmarks.models import data
 from benchmarks.regimes import Regime
 from benchmarks.report import curves, figures
 
@@ -31,6 +34,16 @@ def test_smallest_profile(tmp_path):
     assert sides["strict D-RTRL"]["difference"] > 1e-2
     assert report["machine"]["bytes_per_s"] > 0
     assert report["heap"] == "kept"
+
+
+def test_a_fixed_weight_is_fixed_on_all_sides():
+    regime = Regime("gru-wr", 2, 3, 4, 8)
+    expected, found = (
+        jax.jit(function)(*arguments, *data(regime))[0]
+        for function, arguments in (sides.bptt(regime), sides.windows(regime, window=8))
+    )
+    assert expected.keys() == {("rnn", "Wz", "weight"), ("rnn", "Wh", "weight"), ("out", "weight")}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), dict(found), expected)
 
 
 def test_scaling_curves_gather_what_differs_in_one_size(tmp_path):
