@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from braintrace_algos import D_RTRL, LearnerError, LearnerTypeError, MultiStepData, SingleStepData, compile
+from braintrace_compiler._jaxpr import bodies
 from braintrace_primitives import _rows, _trace_rule, matmul
 
 
@@ -172,6 +173,62 @@ def test_states_that_are_not_hidden_are_not_differentiated_through_time(data, lo
     learner = compile(Delayed(brainstate.ShortTermState), "bptt", data[0][0], batch_size=data[0].shape[1])
     assert distance(gradient_of_windows(learner, data, loss, len(data[0])), expected) < 1e-5
     assert distance(gradient(brainstate.HiddenState, "bptt"), expected) > 0.05
+
+
+def of_whole_sequence(learner, data, loss):
+    return learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(x), y), reduction="sum")
+
+
+def of_one_chunk(learner, data, loss):
+    def window(x, y):
+        return jnp.stack([loss(o, t) for o, t in zip(learner(MultiStepData(x)), y, strict=True)])
+
+    return learner.etrace_grad(*data, step_fn=window, chunk_size=len(data[0]), reduction="sum")
+
+
+@pytest.mark.filterwarnings("ignore:POSITION_MIXING")
+@pytest.mark.parametrize("gradient", [of_whole_sequence, of_one_chunk])
+@pytest.mark.parametrize("options", [{}, {"vjp_method": "multi-step", "window": 7}])
+def test_a_weight_that_is_not_trained_is_kept_once(data, loss, distance, gradient, options):
+    """It is a state that no step changes: neither a loop nor its way back has a copy for each step."""
+    T, B, I = data[0].shape
+    H, O = 6, data[1].shape[-1]
+    rng = np.random.default_rng(0)
+    w, fixed, out = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((I + H, H), (I + H, H), (H, O)))
+
+    class Gated(brainstate.nn.Module):
+        def __init__(self, of_fixed):
+            super().__init__()
+            self.w, self.out, self.fixed = brainstate.ParamState(w), brainstate.ParamState(out), of_fixed(fixed)
+
+        def init_state(self, batch_size=None):
+            self.h = brainstate.HiddenState(jnp.zeros((batch_size, H)))
+
+        def update(self, x):
+            gate = jax.nn.sigmoid(jnp.concatenate([x, self.h.value], -1) @ self.fixed.value)
+            new = jnp.tanh(matmul(jnp.concatenate([x, gate * self.h.value], -1), self.w.value))
+            self.h.value = 0.7 * self.h.value + new
+            return matmul(self.h.value, self.out.value)
+
+    def constant(value):
+        return type("Constant", (), {"value": value})
+
+    expected = gradient(compiled(Gated(constant), data, **options), data, loss)
+    learner = compiled(Gated(brainstate.LongTermState), data, **options)
+    program = brainstate.transform.StatefulFunction(lambda *data: gradient(learner, data, loss))
+    program.make_jaxpr(*data)
+    loops = [eqn for eqn in equations(program.get_jaxpr(*data).jaxpr) if eqn.primitive is jax.lax.scan_p]
+    shapes = {v.aval.shape for eqn in loops for v in [*eqn.invars, *eqn.outvars]}
+    assert (T, B, H) in shapes
+    assert not {(T, *fixed.shape), (T, I, H), (T, H, H)} & shapes
+    assert distance(gradient(learner, data, loss), expected) < 1e-5
+
+
+def equations(program):
+    for eqn in program.eqns:
+        yield eqn
+        for body in bodies(eqn):
+            yield from equations(body)
 
 
 def test_chunks_are_compiled_once(recurrent_model, data):

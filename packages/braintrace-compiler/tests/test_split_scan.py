@@ -85,17 +85,17 @@ def inside(scan, *problem):
     """Products inside the loop, by the shapes of their operands, and shapes of what the loop writes at each step."""
     program = jax.make_jaxpr(lambda *p: scan(body_of(*p[:2]), jnp.zeros((B, H)), p[2:]))(*problem)
     (loop,) = [eqn for eqn in program.eqns if eqn.primitive is jax.lax.scan_p]
-
-    def products(jaxpr):
-        for eqn in jaxpr.eqns:
-            if eqn.primitive is jax.lax.dot_general_p:
-                yield tuple(v.aval.shape for v in eqn.invars)
-            for value in eqn.params.values():
-                if hasattr(value, "eqns"):
-                    yield from products(value)
-
     arity = scan_arity(loop)
     return sorted(products(loop.params["jaxpr"])), [v.aval.shape[1:] for v in loop.outvars[arity.num_carry :]]
+
+
+def products(jaxpr):
+    for eqn in jaxpr.eqns:
+        if eqn.primitive is jax.lax.dot_general_p:
+            yield tuple(v.aval.shape for v in eqn.invars)
+        for value in eqn.params.values():
+            if hasattr(value, "eqns"):
+                yield from products(value)
 
 
 def body_of(w, out):
@@ -110,6 +110,26 @@ def body_of(w, out):
 def test_only_the_product_of_the_state_stays_inside(problem):
     assert inside(jax.lax.scan, *problem)[0] == [((B, I), (I, H)), ((B, H), (H, 2)), ((B, H), (H, H))]
     assert inside(split_scan, *problem) == ([((B, H), (H, H))], [(B, H)])
+
+
+def test_what_no_step_changes_is_no_state(problem):
+    """A weight that is handed on from step to step: its product with the input is taken ahead all the same."""
+    w, out, xs, ys = problem
+
+    def body(carry, inputs):
+        weight, h = carry
+        h, loss = body_of(weight, out)(h, inputs)
+        return (weight, h), loss
+
+    start = w, jnp.zeros((B, H))
+    program = jax.make_jaxpr(lambda *start: split_scan(body, start, (xs, ys)))(*start)
+    (loop,) = [eqn for eqn in program.eqns if eqn.primitive is jax.lax.scan_p]
+    arity = scan_arity(loop)
+    assert [v.aval.shape for v in loop.outvars[: arity.num_carry]] == [(B, H)]
+    assert [v.aval.shape[1:] for v in loop.outvars[arity.num_carry :]] == [(B, H)]
+    assert list(products(loop.params["jaxpr"])) == [((B, H), (H, H))]
+    plain, other = (jax.jit(lambda s=s: s(body, start, (xs, ys)))() for s in (jax.lax.scan, split_scan))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), plain, other)
 
 
 def test_sums_leave_the_loop_where_their_terms_are_small(problem):

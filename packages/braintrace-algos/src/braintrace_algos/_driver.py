@@ -199,10 +199,12 @@ class GradientDriver:
         """The derivatives of one window by parameters, entry state (as signals of groups), and outputs of operations.
 
         States that are not hidden are carried, never differentiated through time: else what a window gives of them
-        would depend on where it begins.
+        would depend on where it begins. One that no step changes must be left as it is: JAX then sees that it is no
+        part of what is carried, of which a way back would keep a copy for each step.
         """
         plan = self.plan
-        K, positions = scales.shape[0], self.positions
+        K = scales.shape[0]
+        followed = [at is not None or same for at, same in zip(self.positions, self.step.unchanged, strict=True)]
         zeros = plan.zero_perturbations()
 
         def loss(theta, entry, deltas):
@@ -210,9 +212,7 @@ class GradientDriver:
 
             def step(values, inputs):
                 slices, scale, deltas = inputs
-                values = [
-                    jax.lax.stop_gradient(v) if at is None else v for at, v in zip(positions, values, strict=True)
-                ]
+                values = [v if follow else jax.lax.stop_gradient(v) for v, follow in zip(values, followed, strict=True)]
                 scaled, (value, aux, tape, values) = self._loss(
                     theta, weights, zeros._replace(deltas=deltas), values, slices, scale
                 )

@@ -21,13 +21,14 @@ class Traced(NamedTuple):
     program : Jaxpr
     outputs : list of lists
         The variables of each part of its output.
-    states : list of lists
-        Those of each state's value before.
+    states, new_states : lists of lists
+        Those of each state's value before and after.
     """
 
     program: Jaxpr
     outputs: list[list[Any]]
     states: list[list[Any]]
+    new_states: list[list[Any]]
 
 
 def purify(
@@ -74,7 +75,8 @@ def purify(
     inputs, outputs = iter(program.invars[len(consts) + len(jax.tree.leaves(args)) :]), iter(program.outvars)
     of_outputs = [[next(outputs) for _ in range(part.num_leaves)] for part in tree.children()[0].children()]
     of_states = [[next(inputs) for _ in jax.tree.leaves(state.value)] for state in states]
-    traced = Traced(program, of_outputs, of_states)
+    of_new_states = [[next(outputs) for _ in before] for before in of_states]
+    traced = Traced(program, of_outputs, of_states, of_new_states)
     return pure, states, tuple(id(state) in written for state in states), traced
 
 
@@ -97,6 +99,8 @@ class StatefulProgram:
         That the function touches.
     others : list of brainstate.State
         Those of them that are no parameters.
+    unchanged : list of bool
+        Which of `others` have the value that they had before.
     """
 
     def __init__(self, function: Callable[..., Any], parameters: dict[Any, brainstate.State], *args: Any):
@@ -105,6 +109,8 @@ class StatefulProgram:
         path_of = {id(state): path for path, state in parameters.items()}
         self._paths = [path_of.get(id(s)) for s in self.states]
         self.others = [s for s, path in zip(self.states, self._paths, strict=True) if path is None]
+        known = zip(self.traced.states, self.traced.new_states, self._paths, strict=True)
+        self.unchanged = [before == after for before, after, path in known if path is None]
         self._shapes = self._present_shapes()
 
     def __call__(self, theta: dict[Any, Any], values: Sequence[Any], *args: Any) -> tuple[Any, list[Any]]:

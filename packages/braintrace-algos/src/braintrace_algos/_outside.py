@@ -150,7 +150,7 @@ def _read(function: StatefulProgram, states: Mapping[int, Any]) -> list[list[lis
     states : mapping
         id of a state -> anything.
     """
-    program, outputs, variables = function.traced
+    program, outputs, variables, _ = function.traced
     known = [(states[id(s)], own) for s, own in zip(function.states, variables, strict=True) if id(s) in states]
     found = influence(program.eqns, {v: 1 << i for i, (_, own) in enumerate(known) for v in own})
 

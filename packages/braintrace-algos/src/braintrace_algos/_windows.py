@@ -112,8 +112,9 @@ class _Differentiable:
         plan, zeros = self.plan, self.plan.zero_perturbations()
         parameters, own = iter(theta), iter(values)
         fixed, entry = [], []
-        others = (s.kind for s in plan.states if s.kind is not StateKind.PARAMETER)
-        followed = [not self.strict and kind is StateKind.HIDDEN for kind in others]
+        # What no step changes is left as it is, and so is no part of what is carried: see `GradientDriver._of_window`.
+        others = (s for s in plan.states if s.kind is not StateKind.PARAMETER)
+        followed = [s.unchanged or (not self.strict and s.kind is StateKind.HIDDEN) for s in others]
         for info in plan.states:
             if info.kind is StateKind.PARAMETER:
                 fixed.append([next(parameters) for _ in info.invars])

@@ -54,6 +54,11 @@ class StateInfo(NamedTuple):
     outvars: tuple[Any, ...]
 
     @property
+    def unchanged(self) -> bool:
+        """Whether a step leaves the state as it is."""
+        return self.invars == self.outvars
+
+    @property
     def width(self) -> int | None:
         """How many states a hidden state holds along its last axis; None for one without such an axis."""
         return self.invars[0].aval.shape[-1] if isinstance(self.state, brainstate.HiddenGroupState) else None

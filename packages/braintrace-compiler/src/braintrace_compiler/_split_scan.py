@@ -21,7 +21,19 @@ from braintrace_primitives._jax_compat import (
 )
 
 from ._flow import influence, is_marked
-from ._jaxpr import Jaxpr, JaxprEqn, Literal, Var, bodies, eval_jaxpr, inline_jit, needed, reads, slice_program
+from ._jaxpr import (
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    bodies,
+    build_jaxpr,
+    eval_jaxpr,
+    inline_jit,
+    needed,
+    reads,
+    slice_program,
+)
 from ._positions_relations import is_listed, primitives_of_lax
 from ._repetitions import without_repetitions
 from ._running_sums import bytes_of, without_sums
@@ -86,23 +98,35 @@ def split_scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any)
     length = given[0].shape[0] if given else 1
     if length == 1 or not _agree(types[0], program.outvars):
         return jax.lax.scan(body, carry, xs)
+    program, same = without_unchanged(program, len(consts), len(own))
+    consts, moving = [*consts, *(own[i] for i in same)], [v for i, v in enumerate(own) if i not in same]
     program = without_repetitions(program, _may_leave)
-    program, sums = without_sums(program, len(consts), len(own))
-    parts = split(program, len(consts), len(own) - len(sums))
+    program, sums = without_sums(program, len(consts), len(moving))
+    parts = split(program, len(consts), len(moving) - len(sums))
     if parts is None:
         return jax.lax.scan(body, carry, xs)
-    starts = [v for i, v in enumerate(own) if i not in sums]
+    starts = [v for i, v in enumerate(moving) if i not in sums]
     new, results = _run(parts, dict(zip(program.invars, consts, strict=False)), starts, given)
     states, ys = iter(new), results[: trees[1].num_leaves]
     terms = iter(results[len(ys) :])
-    totals = {i: own[i] + s.total([next(terms) for _ in s.leaves]) for i, s in sums.items()}
-    new = [totals[i] if i in totals else next(states) for i in range(len(own))]
-    return trees[0].unflatten(new), trees[1].unflatten(ys)
+    totals = {i: moving[i] + s.total([next(terms) for _ in s.leaves]) for i, s in sums.items()}
+    ends = iter([totals[i] if i in totals else next(states) for i in range(len(moving))])
+    return trees[0].unflatten([v if i in same else next(ends) for i, v in enumerate(own)]), trees[1].unflatten(ys)
 
 
 def _agree(types: Sequence[Any], outvars: Sequence[Any]) -> bool:
     """Whether the state keeps its types; if not, JAX says so, or changes one where it may."""
     return all(t.shape == v.aval.shape and t.dtype == v.aval.dtype for t, v in zip(types, outvars, strict=False))
+
+
+def without_unchanged(program: Jaxpr, num_consts: int, num_carry: int) -> tuple[Jaxpr, list[int]]:
+    """The body of a loop with what no step changes among its constants, and the numbers of these states."""
+    state, new = program.invars[num_consts : num_consts + num_carry], program.outvars[:num_carry]
+    same = [i for i, v in enumerate(state) if new[i] is v]
+    states = [*(state[i] for i in same), *(v for i, v in enumerate(state) if i not in same)]
+    invars = [*program.invars[:num_consts], *states, *program.invars[num_consts + num_carry :]]
+    outvars = [*(v for i, v in enumerate(new) if i not in same), *program.outvars[num_carry:]]
+    return build_jaxpr(invars, outvars, program.eqns, like=program), same
 
 
 class Part(NamedTuple):
