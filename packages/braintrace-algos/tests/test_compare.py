@@ -111,6 +111,21 @@ def test_the_table_reads_as_text_and_as_html(model, data, loss):
         compare_gradients(learner, *data, step_fn=lambda x, y: loss(learner(x), y), against="truth")
 
 
+@pytest.mark.parametrize("algorithm", ["bptt", "rtrl", "pp_prop", "eprop", "d_rtrl"])
+def test_only_strict_gradients_are_shown_with_what_these_leave_out(recurrent_model, data, loss, algorithm):
+    learner = compiled(recurrent_model, data, algorithm, **({"decay_or_rank": 0.9} if algorithm == "pp_prop" else {}))
+    table = compare_gradients(learner, *data, step_fn=lambda x, y: loss(learner(x), y))
+    shown = "leaves out" in str(table)
+    assert shown == ("mixing" in table["w"].certificate) == (algorithm == "d_rtrl")
+    assert shown or all(row.certificate == "" for row in table.parameters)
+    assert len(table.table.rows[0]) == len(table.table.header) == 3 + shown
+
+
+def test_windows_are_not_shown_with_what_single_steps_leave_out(recurrent_model, data, loss):
+    learner = compiled(recurrent_model, data, vjp_method="multi-step", window=4)
+    assert "leaves out" not in str(compare_gradients(learner, *data, step_fn=lambda x, y: loss(learner(x), y)))
+
+
 def test_quality_is_measured_now_and_then(recurrent_model, data, loss):
     learner = compiled(recurrent_model, data)
 

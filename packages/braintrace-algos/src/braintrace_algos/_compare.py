@@ -14,7 +14,7 @@ from ._errors import LearnerTypeError
 from ._fold_length import FoldLength
 from ._plan import Plan, make_plan
 from ._sequence import SequenceDrivers, check_mask, sequence_length
-from .carries import Carry, InfluenceCarry
+from .carries import Carry, InfluenceCarry, TraceCarry
 
 StepFunction = Callable[..., Any]
 
@@ -30,7 +30,8 @@ class Agreement(NamedTuple):
     cosine : float
         Re⟨g, r⟩ / (‖g‖ ‖r‖); NaN where one of them is zero.
     certificate : str
-        What a strict gradient leaves out for this parameter, by the structure of the model.
+        What a strict gradient leaves out for this parameter, by the structure of the model. Empty where the learner's
+        gradient is another than the strict one of `D_RTRL`.
     """
 
     path: tuple[Any, ...]
@@ -66,11 +67,13 @@ class GradientComparison(NamedTuple):
     @property
     def table(self) -> Table:
         """The table to show."""
+        header = ("parameter", f"error to {self.against}", "cosine", "strict gradient leaves out")
         rows = [
             (".".join(map(str, r.path)), f"{r.relative_error:.2e}", f"{r.cosine:.6f}", r.certificate)
             for r in (*self.parameters, self.total)
         ]
-        return Table(("parameter", f"error to {self.against}", "cosine", "strict gradient leaves out"), rows)
+        shown = None if any(r.certificate for r in self.parameters) else -1
+        return Table(header[:shown], [row[:shown] for row in rows])
 
     def __str__(self) -> str:
         return str(self.table)
@@ -258,7 +261,10 @@ def _agreement(g: Any, r: Any) -> tuple[float, float]:
 
 
 def _omissions(learner: Any, path: Any) -> str:
-    certificates = [c for c in learner.plan.certificates() if path in c.operation.parameter_paths]
+    plan = learner.plan
+    if not (learner.vjp_method == "single-step" and plan.signal == "past" and type(plan.carry) is TraceCarry):
+        return ""
+    certificates = [c for c in plan.certificates() if path in c.operation.parameter_paths]
     if not certificates:
         return "all credit beyond its own step"
     return ", ".join(_unique(o.value for c in certificates for o in c.omissions)) or "nothing"
