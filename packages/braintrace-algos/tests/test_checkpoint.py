@@ -1,5 +1,7 @@
+import copy
 import json
 import os
+import pickle
 import runpy
 import signal
 import subprocess
@@ -14,7 +16,7 @@ import optax
 import pytest
 import saiunit as u
 
-from braintrace_algos import BPTT, D_RTRL, CheckpointError, LearnerError, compile
+from braintrace_algos import BPTT, D_RTRL, CheckpointError, LearnerError, LearnerTypeError, compile
 from braintrace_primitives import matmul
 
 RUN = '''
@@ -264,6 +266,13 @@ def test_other_formats_and_damaged_files_are_refused(saved, tmp_path):
     refuse(learner, tmp_path / "pickle.npy", "not a checkpoint")
     with pytest.raises(FileNotFoundError):
         learner.restore(tmp_path / "missing.npz")
+
+
+@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, lambda learner: pickle.dumps({"learner": learner})])
+def test_a_learner_is_not_pickled(saved, take):
+    with pytest.raises(LearnerTypeError, match=r"pickled(?s:.*)save\(path\).*deepcopy"):
+        take(saved[0])
+    assert copy.deepcopy({"learner": saved[0]})["learner"] is not saved[0]
 
 
 def test_a_failed_write_leaves_the_last_checkpoint(saved, monkeypatch):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ._checks import check_choice
-from ._errors import CheckpointError
+from ._errors import CheckpointError, LearnerTypeError
 from ._storage import NumpyArchive, OrbaxFolder
 from ._train import Training
 from ._version import __version__
@@ -151,6 +151,14 @@ class Checkpoints(Training):
             state.value = values[name]
         if not parameters_only:
             self._initial = [(state, values[f"initial.{i}"]) for i, (state, _) in enumerate(self._initial)]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise LearnerTypeError(
+            "A learner is neither pickled nor copied shallowly: it belongs to compiled programs and states of its own.",
+            where=type(self).__name__,
+            fix="learner.save(path), and restore(path) of a learner that is compiled from the same model; "
+            "copy.deepcopy(learner) copies one in this process",
+        )
 
     def _saved_states(self) -> dict[str, brainstate.State]:
         """What goes into a checkpoint, by name."""
