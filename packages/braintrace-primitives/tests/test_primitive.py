@@ -151,10 +151,19 @@ def test_wrong_arity(bind):
         bind(lambda x: bp.etp_mm_p.bind(x, x, has_bias=True))(jnp.ones((2, 2)))
 
 
-def test_several_outputs_are_refused():
-    primitive = bp.register_primitive("test_two_outputs", lambda x, weight: (x, weight))
-    with pytest.raises(bp.OperandTypeError, match="must return one array"):
-        jax.jit(primitive)(jnp.ones(2), jnp.ones(2))
+@pytest.mark.parametrize("wrap", [lambda y: (y, y), lambda y: [y], lambda y: {"y": y}, lambda y: None])
+def test_other_results_than_one_array_are_refused(wrap):
+    def layer(x, weight):
+        return wrap(x * weight)
+
+    name = f"test_result_{type(wrap(1)).__name__}"
+    with pytest.raises(bp.RegistrationError, match="one array"):
+        bp.register_primitive(name, layer, check_linear=(jnp.ones(2), jnp.ones(2)))
+    primitive = bp.register_primitive(name, layer)
+    gradient = jax.grad(lambda weight, x: primitive(x, weight).sum())
+    for use in (primitive, jax.jit(primitive), jax.vmap(primitive), gradient):
+        with pytest.raises(bp.OperandTypeError, match=rf"{name}(.|\n)*layer(.|\n)*{type(wrap(1)).__name__}"):
+            use(jnp.ones(2), jnp.ones(2))
 
 
 def test_linearity_is_checked_on_request():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import OperandError, OperandTypeError, RegistrationError
+from ._errors import BraintraceError, OperandError, OperandTypeError, RegistrationError
 from ._jax_compat import Primitive, ad, batching, mlir
 from ._trace_rule import GenericTraceRule, TraceRule
 from ._units import is_quantity
@@ -105,15 +105,10 @@ class ETPPrimitive(Primitive):
         axes = tuple(0 if i == self._x_invar_index else None for i in range(expected))
         for _ in range(batch_axes):
             function = jax.vmap(function, in_axes=axes)
-        return function(*operands)
+        return _one_array(function(*operands), self.name, implementation, OperandTypeError)
 
     def _abstract_eval(self, *avals, **params):
-        out = jax.make_jaxpr(functools.partial(self.evaluate, **params))(*avals).out_avals
-        if len(out) != 1:
-            raise OperandTypeError(
-                f"{self.name} must return one array.", found=f"{len(out)} outputs", expected="one array"
-            )
-        return out[0]
+        return jax.make_jaxpr(functools.partial(self.evaluate, **params))(*avals).out_avals[0]
 
     def _at(self, operands, positions, params):
         """The operation, as derivatives see it, as a function of the operands at `positions`."""
@@ -274,7 +269,8 @@ def register_primitive(
     Raises
     ------
     RegistrationError
-        If the name is taken, the signature has no weight, or the function is not linear in its weights.
+        If the name is taken, the signature has no weight, or the function does not pass `check_linear`: it is not
+        linear in its weights, or gives more than one array. Without examples, the latter is refused at the first call.
 
     Examples
     --------
@@ -360,6 +356,20 @@ def _from_signature(name, fn):
     return {key: position for position, key in enumerate(names) if position > 0}, 0
 
 
+def _one_array(value: Any, name: str, function: Any, error: type[BraintraceError]) -> Any:
+    """`value`, which `function` gave for a primitive; refused where it is a container of arrays."""
+    if not jax.tree_util.all_leaves([value]):
+        size = f" of {len(value)}" if isinstance(value, (tuple, list, dict)) else ""
+        raise error(
+            f"The function for {name!r} must return one array.",
+            where=getattr(function, "__qualname__", None),
+            found=f"{type(value).__name__}{size}",
+            expected="one array",
+            fix="return that array alone; what else it gives is ordinary JAX code, or a primitive of its own",
+        )
+    return value
+
+
 def _check_linear(name, fn, operands, positions):
     if len(operands) <= max(positions):
         raise RegistrationError(
@@ -373,7 +383,7 @@ def _check_linear(name, fn, operands, positions):
         values = list(operands)
         for position, value in zip(positions, weights, strict=True):
             values[position] = value
-        return fn(*values)
+        return _one_array(fn(*values), name, fn, RegistrationError)
 
     def draw():
         shapes = [(np.shape(operands[i]), jnp.result_type(operands[i])) for i in positions]
