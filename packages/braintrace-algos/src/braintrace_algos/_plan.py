@@ -30,6 +30,7 @@ from braintrace_primitives._jax_compat import eval_jaxpr
 
 from ._absorption import absorbed_signals
 from ._factored_rules import TruncatedTraceRule
+from ._foreign_rules import check_pullbacks
 
 Operands = tuple[dict[str, Any], ...]
 """Weight operands, one dict for each marked operation, keyed by trainable name."""
@@ -275,6 +276,7 @@ def make_plan(
     With `absorb`, traces take in what they can of the linear memory behind them, where `carry` and `signal` allow it.
     """
     perturb = graph.hidden_perturb
+    check_pullbacks(perturb.operations)
     step = perturb.strict if strict else perturb.full
     ordinal = {op.y_var: i for i, op in enumerate(perturb.operations)}
     couplings = []

@@ -70,3 +70,9 @@ class RegistrationError(BraintraceError, ValueError):
     """A primitive could not be registered."""
 
     code = "BT103"
+
+
+class ConformanceError(BraintraceError, AssertionError):
+    """A primitive does not do what the library relies on."""
+
+    code = "BT104"

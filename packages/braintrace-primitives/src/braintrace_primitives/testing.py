@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import BraintraceError
+from ._errors import ConformanceError as ConformanceError
 from ._jax_compat import Primitive
 from ._primitive import ETPPrimitiveSpec, get_primitive_spec, is_etp_primitive
+from ._rule_shapes import require_pullback, require_trace
 from ._trace_rule import GenericTraceRule, cast_like
 
 Pairs = dict[str, tuple[Any, Any]]
@@ -20,12 +21,6 @@ Pairs = dict[str, tuple[Any, Any]]
 _jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
-
-
-class ConformanceError(BraintraceError, AssertionError):
-    """A primitive does not do what the library relies on."""
-
-    code = "BT104"
 
 
 def check_primitive(
@@ -203,16 +198,17 @@ class _Window:
         return None if self.xs is None else self.xs[t]
 
     def pairs(self) -> Pairs:
+        rule, name, num_states = self.spec.trace_rule, self.spec.name, self.factors.shape[1]
+        abstract = self.x, self.weights, self.y
+        require_pullback(name, rule, *abstract, self.params)
+        require_trace(name, rule, *abstract, num_states, self.params)
         trace = jax.eval_shape(self.trace, self.weights)
-        abstract = self.x, self.weights, self.y, self.factors.shape[1], self.params
-        start = jax.eval_shape(lambda: self.spec.trace_rule.init(*abstract, self.factors.dtype))
-        where = f"{self.spec.name}, init"
-        if jax.tree.map(jnp.shape, start) != jax.tree.map(jnp.shape, trace):
-            raise ConformanceError("init and accumulate differ.", where=where, found=str(start), expected=str(trace))
         size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trace))
-        found = self.spec.trace_rule.trace_size(*abstract)
+        found = rule.trace_size(*abstract, num_states, self.params)
         if found != size:
-            raise ConformanceError("trace_size is wrong.", where=where, found=str(found), expected=str(size))
+            raise ConformanceError(
+                "trace_size is wrong.", where=f"{name}, trace_size", found=str(found), expected=str(size)
+            )
         return _jit(self._pairs)(self.weights)
 
     def trace(self, weights, steps=slice(None)):

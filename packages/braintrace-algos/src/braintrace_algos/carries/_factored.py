@@ -47,6 +47,7 @@ class FactoredCarry(Carry):
         self.exact = TraceCarry()
 
     def prepare(self, plan: Plan) -> Plan:
+        self.exact.check_rules(_without_factored(plan))
         return with_local(plan, derivatives_of)
 
     def observe(self, plan: Plan, result: StepResult) -> Tape:

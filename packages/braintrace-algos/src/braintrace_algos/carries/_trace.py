@@ -16,6 +16,7 @@ from braintrace_algos._factored_rules import (
 )
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
+from braintrace_algos._foreign_rules import check_trace, operands_of
 from braintrace_algos._led_rule import LedTraceRule, factored_places
 from braintrace_algos._local import Blocks, Followed, blocks_of, derivatives_of, with_local
 from braintrace_algos._plan import Coupling, Operands, Plan
@@ -58,6 +59,11 @@ class TraceCarry(Carry):
     def prepare(self, plan: Plan) -> Plan:
         """Traces that are proven to factorise are kept as factors, and others cut short where that was chosen."""
         self.choice.require_known(plan.operations)
+        for c, *_ in plan.traces.values():
+            operation = plan.operations[c.operation]
+            check_trace(
+                operation, c.rule, feed_shape(c.feed, operation.y_var.aval.shape), self.num_states(plan, c.group)
+            )
         if self.factors:
             empty = self._always_zero(plan)
             plan = plan._replace(couplings=tuple(c for c in plan.couplings if c.trace not in empty))
@@ -74,6 +80,13 @@ class TraceCarry(Carry):
                 rules[key] = short
         plan = plan._replace(couplings=tuple(c._replace(rule=rules.get(c.trace, c.rule)) for c in plan.couplings))
         return with_local(plan, self.derivatives_of)
+
+    def check_rules(self, plan: Plan) -> None:
+        """Refuse trace rules of users that do not fit their operations."""
+        for c, *_ in plan.traces.values():
+            operation = plan.operations[c.operation]
+            shape, S = feed_shape(c.feed, operation.y_var.aval.shape), self.num_states(plan, c.group)
+            check_trace(operation, c.rule, shape, S)
 
     def derivatives_of(self, plan: Plan, group: int) -> tuple[tuple[Any, ...], Callable[..., Blocks]]:
         """The variables of the step that D and F of a group depend on, and the function that makes them of these."""
@@ -153,11 +166,9 @@ class TraceCarry(Carry):
     def _zeros(self, plan: Plan, c: Coupling, rule: TraceRule, dtype: Any = None) -> Any:
         """Shapes and dtypes of the trace of a coupling by some rule."""
         operation = plan.operations[c.operation]
-        weights = {n: _struct(v.aval) for n, v in operation.weight_vars.items()}
-        x = None if operation.x_var is None else _struct(operation.x_var.aval)
-        aval = operation.y_var.aval
-        y = jax.ShapeDtypeStruct(feed_shape(c.feed, aval.shape), aval.dtype)
-        precision = dtype or jnp.promote_types(aval.dtype, jnp.float32)
+        x, weights, y = operands_of(operation)
+        y = jax.ShapeDtypeStruct(feed_shape(c.feed, y.shape), y.dtype)
+        precision = dtype or jnp.promote_types(y.dtype, jnp.float32)
         S = self.num_states(plan, c.group)
         return jax.eval_shape(lambda: rule.init(x, weights, y, S, operation.eqn.params, precision))
 
@@ -389,7 +400,3 @@ def _by_operation(plan: Plan, gradients: Mapping[str, dict[str, Any]]) -> list[d
         for name, value in gradients[key].items():
             total[c.operation][name] = total[c.operation].get(name, 0) + value
     return total
-
-
-def _struct(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
