@@ -14,6 +14,7 @@ from program_strategies import I, programs
 from programs import CHAINS, Program, gradients
 
 import braintrace
+from braintrace_compiler._perturbation import goes_around
 
 T = 3
 TOLERANCE = 1e-9
@@ -135,7 +136,7 @@ def new_states_tell_all(plan: Any) -> bool:
     if any(set(certificates[k].omissions) - beyond for k in driving):
         return False
     states = {index: plan.transitions[index].group.hidden_paths for index in plan.traced}
-    return not braintrace.goes_around(plan.graph.hidden_perturb, plan.step, states, driving)
+    return not goes_around(plan.graph.hidden_perturb, plan.step, states, driving)
 
 
 def check_windows(learner: Any, xs: np.ndarray) -> None:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from braintrace_algos import BPTT, D_RTRL, UORO, LearnerError, LearnerTypeError, compare_gradients, compile
-from braintrace_compiler import Table, readable_bytes
+from braintrace_compiler import Table
+from braintrace_compiler._tables import readable_bytes
 from braintrace_primitives import lora_matmul
 from braintrace_primitives.testing import draw
 

@@ -12,7 +12,8 @@ from braintrace_algos._feeds import collect, spread
 from braintrace_algos._fold import fold
 from braintrace_algos._fold_types import Window
 from braintrace_algos._step import Tape
-from braintrace_compiler import Feed, FeedKind, Known
+from braintrace_compiler import Feed, FeedKind
+from braintrace_compiler._entries import Known
 from braintrace_primitives import _rows
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from braintrace_algos.carries._recursion import Recursion
-from braintrace_compiler import Known
+from braintrace_compiler._entries import Known
 
 K, P = 3, 2
 

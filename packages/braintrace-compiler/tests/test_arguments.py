@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from compiler_models import H, I, Model, array, graph
 
-from braintrace_compiler import DATA, Arguments, CompilationError, StepModule, extract_module_info, is_data
+from braintrace_compiler import Arguments, CompilationError, StepModule, extract_module_info
+from braintrace_compiler._arguments import DATA, is_data
 from braintrace_primitives import matmul
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from compiler_models import H, I, Model, array, gated, graph, leaky, recurrent, two_layers
 
-from braintrace_compiler import ConstantFactors, factored_states
-from braintrace_compiler._constant_factors import constant_outputs, is_affine_in_input
+from braintrace_compiler import ConstantFactors
+from braintrace_compiler._constant_factors import constant_outputs, factored_states, is_affine_in_input
 from braintrace_primitives import embedding, matmul
 
 

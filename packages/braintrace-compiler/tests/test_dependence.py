@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from braintrace_compiler import extract_module_info, step_structure
+from braintrace_compiler import extract_module_info
+from braintrace_compiler._dependence import step_structure
 from braintrace_primitives import SparsityPattern, conv, element_wise, embedding, matmul, sparse_matmul
 
 N = 6

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from braintrace_compiler import Known
+from braintrace_compiler._entries import Known
 
 
 def test_arithmetic_of_known_numbers():

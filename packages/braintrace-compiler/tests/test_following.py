@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from compiler_models import H, I, Model, array, graph
 
-from braintrace_compiler import Feed, FeedKind, differentiate_following, find_following
+from braintrace_compiler import Feed, FeedKind
+from braintrace_compiler._following import differentiate_following, find_following
 from braintrace_primitives import matmul
 from braintrace_primitives._jax_compat import eval_jaxpr
 

@@ -8,8 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from braintrace_compiler import narrow_cut
-from braintrace_compiler._narrow import _CHEAP
+from braintrace_compiler._narrow import _CHEAP, narrow_cut
 from braintrace_primitives._jax_compat import Literal, eval_jaxpr, make_jaxpr_without_consts
 
 OPERATIONS = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from compiler_models import H, I, Model, array, gains, graph, leaky, recurrent, two_layers
 
-from braintrace_compiler import readable_bytes
+from braintrace_compiler._tables import readable_bytes
 from braintrace_primitives import matmul
 
 

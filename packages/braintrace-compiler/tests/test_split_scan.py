@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from braintrace_compiler import split_scan, with_way_back
+from braintrace_compiler._split_scan import split_scan
+from braintrace_compiler._way_back import with_way_back
 from braintrace_primitives import matmul
 from braintrace_primitives._jax_compat import eval_jaxpr, make_jaxpr_without_consts, scan_arity
 

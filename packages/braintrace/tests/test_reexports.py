@@ -32,6 +32,16 @@ def test_nn_has_the_layers():
     assert public(braintrace.nn) == public(braintrace_nn)
 
 
+@pytest.mark.parametrize(
+    "namespace",
+    [braintrace, braintrace.nn, braintrace_primitives, braintrace_compiler, braintrace_algos, braintrace_nn],
+)
+def test_what_the_packages_use_among_themselves_is_not_shown(namespace):
+    inner = {"goes_around", "users_level", "live_states", "split_scan", "with_way_back", "hide_frames", "over_states"}
+    assert not inner & set(dir(namespace))
+    assert all(value.__doc__ for value in public(namespace).values() if isinstance(value, types.FunctionType))
+
+
 def test_no_name_stands_for_two_things():
     packages = (braintrace_primitives, braintrace_compiler, braintrace_algos)
     for first in packages:

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import Known, LinearMemory
+from braintrace_compiler import LinearMemory
+from braintrace_compiler._entries import Known
 
 from ._entries import Rows
 from ._feeds import spread

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import DATA, Arguments, CompilationWarning, NotSupportedError, users_level
+from braintrace_compiler import Arguments, CompilationWarning, NotSupportedError
+from braintrace_compiler._arguments import DATA
+from braintrace_compiler._diagnostics import users_level
 from braintrace_primitives._jax_compat import Literal
 from braintrace_primitives._sharding import explicit_spec
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from braintrace_compiler import is_data
+from braintrace_compiler._arguments import is_data
 
 from ._errors import LearnerTypeError
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from braintrace_compiler import Known
+from braintrace_compiler._entries import Known
 
 Rows = tuple[tuple[Any, ...], ...]
 """A matrix."""

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import DiagnosticKind, MarkedOperation, with_way_back
+from braintrace_compiler import DiagnosticKind, MarkedOperation
+from braintrace_compiler._way_back import with_way_back
 from braintrace_primitives._jax_compat import Literal, build_jaxpr, eval_jaxpr
 
 from ._plan import Plan

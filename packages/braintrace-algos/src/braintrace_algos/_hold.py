@@ -8,7 +8,8 @@ from typing import Any
 import brainstate
 import jax
 
-from braintrace_compiler import CompilationWarning, StateKind, users_level
+from braintrace_compiler import CompilationWarning, StateKind
+from braintrace_compiler._diagnostics import users_level
 
 from ._errors import LearnerError
 from ._plan import Plan

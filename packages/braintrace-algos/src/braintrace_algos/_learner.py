@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from braintrace_compiler import CompilationReport, ETraceGraph, StateKind, readable_bytes
+from braintrace_compiler import CompilationReport, ETraceGraph, StateKind
+from braintrace_compiler._tables import readable_bytes
 from braintrace_primitives._jax_compat import under_trace
 
 from ._checkpoint import Checkpoints

@@ -6,15 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import (
-    Following,
-    Known,
-    NarrowCut,
-    differentiate,
-    differentiate_following,
-    find_following,
-    narrow_cut,
-)
+from braintrace_compiler._derivatives import differentiate
+from braintrace_compiler._entries import Known
+from braintrace_compiler._following import Following, differentiate_following, find_following
+from braintrace_compiler._narrow import NarrowCut, narrow_cut
 from braintrace_primitives._jax_compat import eval_jaxpr, make_jaxpr_without_consts
 
 from ._absorption import absorb

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import brainstate
 
-from braintrace_compiler import StateKind, Table, readable_bytes
+from braintrace_compiler import StateKind, Table
+from braintrace_compiler._tables import readable_bytes
 
 from ._checks import check_steps
 from ._sizes import tape_bytes, tree_bytes

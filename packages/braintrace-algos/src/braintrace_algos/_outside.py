@@ -11,7 +11,9 @@ from typing import Any
 import brainstate
 import jax
 
-from braintrace_compiler import CompilationWarning, StateInfo, StateKind, influence, users_level
+from braintrace_compiler import CompilationWarning, StateInfo, StateKind
+from braintrace_compiler._diagnostics import users_level
+from braintrace_compiler._flow import influence
 from braintrace_primitives._jax_compat import Literal
 
 from ._checks import describe

@@ -21,10 +21,9 @@ from braintrace_compiler import (
     PerturbedStep,
     StateInfo,
     StateKind,
-    live_states,
-    split_scan,
-    states_read,
 )
+from braintrace_compiler._memory import live_states, states_read
+from braintrace_compiler._split_scan import split_scan
 from braintrace_primitives import TraceRule
 from braintrace_primitives._jax_compat import eval_jaxpr
 

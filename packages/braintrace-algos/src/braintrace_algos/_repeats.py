@@ -4,7 +4,8 @@ import warnings
 from collections import Counter
 from typing import Any
 
-from braintrace_compiler import CompilationWarning, users_level
+from braintrace_compiler import CompilationWarning
+from braintrace_compiler._diagnostics import users_level
 
 _PATIENCE = 4
 """Programs for what seems to be the same after which the user is told."""

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from braintrace_compiler import MarkedOperation, Table, readable_bytes
+from braintrace_compiler import MarkedOperation, Table
+from braintrace_compiler._tables import readable_bytes
 
 from ._checks import check_steps
 from ._errors import LearnerError, LearnerTypeError

@@ -18,24 +18,13 @@ import brainstate as _brainstate
 from braintrace_primitives._jax_compat import hide_frames as _hide_frames
 
 from ._absorption import LinearMemory as LinearMemory
-from ._arguments import DATA as DATA
 from ._arguments import Arguments as Arguments
-from ._arguments import is_data as is_data
 from ._certificate import Certificate as Certificate
 from ._certificate import Omission as Omission
-from ._constant_factors import factored_states as factored_states
-from ._constant_factors import outlasts_step as outlasts_step
-from ._constant_factors import reaches as reaches
 from ._control_flow import ControlFlowPolicy as ControlFlowPolicy
-from ._dependence import StepStructure as StepStructure
-from ._dependence import step_structure as step_structure
-from ._derivatives import differentiate as differentiate
-from ._derivatives import true_diagonals as true_diagonals
 from ._diagnostics import CompilationRecord as CompilationRecord
 from ._diagnostics import DiagnosticKind as DiagnosticKind
 from ._diagnostics import DiagnosticLevel as DiagnosticLevel
-from ._diagnostics import users_level as users_level
-from ._entries import Known as Known
 from ._errors import CompilationError as CompilationError
 from ._errors import CompilationWarning as CompilationWarning
 from ._errors import NotSupportedError as NotSupportedError
@@ -43,10 +32,6 @@ from ._feeds import ConstantFactors as ConstantFactors
 from ._feeds import Feed as Feed
 from ._feeds import FeedKind as FeedKind
 from ._feeds import LocalTransition as LocalTransition
-from ._flow import influence as influence
-from ._following import Following as Following
-from ._following import differentiate_following as differentiate_following
-from ._following import find_following as find_following
 from ._from_module import add_hidden_perturbation_from_module as add_hidden_perturbation_from_module
 from ._from_module import find_hidden_groups_from_module as find_hidden_groups_from_module
 from ._from_module import (
@@ -57,31 +42,23 @@ from ._graph import compile_etrace_graph as compile_etrace_graph
 from ._hidden_groups import HiddenGroup as HiddenGroup
 from ._hidden_groups import find_hidden_groups_from_minfo as find_hidden_groups_from_minfo
 from ._jaxpr import build_producer_map as build_producer_map
-from ._memory import live_states as live_states
-from ._memory import states_read as states_read
 from ._module_info import ModuleInfo as ModuleInfo
 from ._module_info import StateInfo as StateInfo
 from ._module_info import StateKind as StateKind
 from ._module_info import extract_module_info as extract_module_info
-from ._narrow import NarrowCut as NarrowCut
-from ._narrow import narrow_cut as narrow_cut
 from ._operations import MarkedOperation as MarkedOperation
 from ._operations import trace_var_to_param as trace_var_to_param
 from ._perturbation import HiddenPerturbation as HiddenPerturbation
 from ._perturbation import PerturbedStep as PerturbedStep
 from ._perturbation import add_hidden_perturbation_from_minfo as add_hidden_perturbation_from_minfo
-from ._perturbation import goes_around as goes_around
 from ._relations import HiddenParamOpRelation as HiddenParamOpRelation
 from ._relations import find_hidden_param_op_relations_from_minfo as find_hidden_param_op_relations_from_minfo
 from ._report import CompilationReport as CompilationReport
 from ._requirements import OnMixing as OnMixing
-from ._split_scan import split_scan as split_scan
 from ._step_module import StepModule as StepModule
 from ._step_module import extract_module_info_from_step as extract_module_info_from_step
 from ._tables import Table as Table
-from ._tables import readable_bytes as readable_bytes
 from ._version import __version__ as __version__
-from ._way_back import with_way_back as with_way_back
 
 _hide_frames(_brainstate.__file__)
 if _units := _sys.modules.get("saiunit"):  # which brainstate brings along: the arithmetic of quantities

@@ -54,7 +54,7 @@ from brainstate.nn import Tanh as Tanh
 from brainstate.nn import Tanhshrink as Tanhshrink
 from brainstate.nn import Unflatten as Unflatten
 
-from braintrace_primitives._jax_compat import hide_frames
+from braintrace_primitives._jax_compat import hide_frames as _hide_frames
 
 from ._cells import CFNCell as CFNCell
 from ._cells import GatedCell as GatedCell
@@ -124,4 +124,4 @@ from ._surrogate import sigmoid_spike as sigmoid_spike
 from ._surrogate import triangular_spike as triangular_spike
 from ._version import __version__ as __version__
 
-hide_frames(__file__)
+_hide_frames(__file__)

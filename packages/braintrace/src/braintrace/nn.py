@@ -115,7 +115,6 @@ from braintrace_nn import VanillaRNNCell as VanillaRNNCell
 from braintrace_nn import arctan_spike as arctan_spike
 from braintrace_nn import box_spike as box_spike
 from braintrace_nn import from_nir as from_nir
-from braintrace_nn import hide_frames as hide_frames
 from braintrace_nn import load_parameters as load_parameters
 from braintrace_nn import sigmoid_spike as sigmoid_spike
 from braintrace_nn import to_nir as to_nir

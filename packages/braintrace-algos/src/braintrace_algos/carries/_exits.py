@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from braintrace_algos._entries import Rows, stacked
 from braintrace_algos._feeds import feed_shape, spread
 from braintrace_algos._plan import Coupling, Operands, Plan
-from braintrace_compiler import Known
+from braintrace_compiler._entries import Known
 
 from ._recursion import Recursion
 

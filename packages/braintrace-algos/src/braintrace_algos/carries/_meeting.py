@@ -6,7 +6,9 @@ import jax
 
 from braintrace_algos._led_rule import factored_places
 from braintrace_algos._plan import Plan
-from braintrace_compiler import Omission, find_following, goes_around
+from braintrace_compiler import Omission
+from braintrace_compiler._following import find_following
+from braintrace_compiler._perturbation import goes_around
 
 
 class Meeting(NamedTuple):

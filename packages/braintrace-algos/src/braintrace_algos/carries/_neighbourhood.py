@@ -12,7 +12,7 @@ from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import StepResult
-from braintrace_compiler import step_structure
+from braintrace_compiler._dependence import step_structure
 
 from ._base import Carry
 from ._blocks import Batch, Matrix, kept_blocks, needed_between, reverse_passes, stored

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from braintrace_algos._entries import Rows, full, is_zero, stacked
-from braintrace_compiler import Known
+from braintrace_compiler._entries import Known
 
 
 def past_signals(q: Any) -> tuple[Any, Any]:

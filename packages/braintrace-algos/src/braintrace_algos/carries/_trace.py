@@ -23,13 +23,8 @@ from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._sizes import tree_bytes
 from braintrace_algos._step import StepResult, Tape, tape_of
 from braintrace_algos._truncation import CarryChoice, TruncatedTrace
-from braintrace_compiler import (
-    ETraceGraph,
-    LinearMemory,
-    factored_states,
-    outlasts_step,
-    reaches,
-)
+from braintrace_compiler import ETraceGraph, LinearMemory
+from braintrace_compiler._constant_factors import factored_states, outlasts_step, reaches
 from braintrace_primitives import TraceRule
 
 from ._base import Carry

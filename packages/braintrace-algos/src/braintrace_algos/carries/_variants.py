@@ -14,7 +14,9 @@ from braintrace_algos._local import Blocks
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import Inputs, StepResult, Tape, tape_of
 from braintrace_algos._truncation import TruncatedTrace
-from braintrace_compiler import ETraceGraph, Known, LinearMemory, Omission, true_diagonals
+from braintrace_compiler import ETraceGraph, LinearMemory, Omission
+from braintrace_compiler._derivatives import true_diagonals
+from braintrace_compiler._entries import Known
 from braintrace_primitives._jax_compat import eval_jaxpr
 
 from ._trace import TraceCarry
