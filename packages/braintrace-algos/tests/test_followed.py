@@ -8,7 +8,7 @@ import pytest
 
 from braintrace_algos import D_RTRL, MultiStepData, Truncate, compile
 from braintrace_algos._local import Followed
-from braintrace_primitives import element_wise, matmul
+from braintrace_primitives import element_wise, matmul, register_primitive
 
 T, B, I, H = 9, 3, 4, 5
 
@@ -266,3 +266,14 @@ def test_followers_with_a_past_and_without_may_meet_in_a_model():
         compiled.reset_state()
         np.testing.assert_allclose(in_single_calls(compiled), expected, rtol=1e-9, atol=1e-11)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), compiled.etraces.value, traces)
+
+
+def test_a_trainable_may_be_called_last(monkeypatch):
+    """As what followers keep of the latest step is, beside the trace of their leaders."""
+    expected = learnt(learner("fused", True, window=2))
+    product = register_primitive("test_product_with_last", lambda x, last: x @ last, leading_axes=True)
+    monkeypatch.setitem(Pair.update.__globals__, "matmul", product)
+    compiled = learner("fused", True, window=2)
+    (trace,) = compiled.get_etrace_of("all").values()
+    assert sorted(trace) == ["last", "last_"]
+    np.testing.assert_allclose(learnt(compiled), expected, rtol=1e-10)

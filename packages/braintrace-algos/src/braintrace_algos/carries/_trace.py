@@ -107,7 +107,7 @@ class TraceCarry(Carry):
                 if around and not has_input:
                     continue  # as small as what would be kept in its place
                 latest = RecentStepsTraceRule(c.rule, len(slots)) if around else None
-                rule = LedTraceRule(rule, followed.leaders, followed.followers, latest)
+                rule = LedTraceRule(rule, followed.leaders, followed.followers, latest, operation.weight_vars)
             if rule is not c.rule:
                 rules[key] = rule
         return rules
