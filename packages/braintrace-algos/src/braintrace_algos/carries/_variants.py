@@ -12,7 +12,7 @@ from braintrace_algos._errors import LearnerError
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._local import Blocks
 from braintrace_algos._plan import Operands, Plan
-from braintrace_algos._step import Inputs, StepResult, Tape, tape_of
+from braintrace_algos._step import StepResult, Tape, tape_of
 from braintrace_algos._truncation import TruncatedTrace
 from braintrace_compiler import ETraceGraph, LinearMemory, Omission
 from braintrace_compiler._derivatives import true_diagonals
@@ -118,8 +118,7 @@ class CoupledTraceCarry(TraceCarry):
 class Modulated(NamedTuple):
     """A tape entry with the modulator of its step."""
 
-    kept: dict[int, list[Any]]
-    x: Inputs
+    tape: Tape
     modulator: Any
 
 
@@ -139,8 +138,7 @@ class ModulatedTraceCarry(TraceCarry):
         value = self._value(plan)
         if plan.batch is not None and value.ndim == 0:
             value = jnp.broadcast_to(value, (plan.batch,))
-        tape = tape_of(plan, result)
-        return Modulated(tape.kept, tape.x, value)
+        return Modulated(tape_of(plan, result), value)
 
     def absorbed(self, graph: ETraceGraph) -> tuple[LinearMemory, ...]:
         return ()
@@ -163,10 +161,11 @@ class ModulatedTraceCarry(TraceCarry):
         entry: Mapping[int, Any] | None,
         waits: bool = True,
     ) -> Folded:
-        modulator = window.tape.modulator
+        tape, modulator = window.tape
         scaled = modulator * window.scale.reshape(-1, *(1,) * (modulator.ndim - 1)).astype(modulator.dtype)
         signals = jax.vmap(lambda m: self._expand(plan, m))(scaled)
-        folded = super().window(plan, window._replace(signals=signals), carry["trace"], weights, theta, entry, waits)
+        window = window._replace(tape=tape, signals=signals)
+        folded = super().window(plan, window, carry["trace"], weights, theta, entry, waits)
         return folded._replace(carry={"trace": folded.carry, "modulator": modulator[-1]})
 
     def entry_gradient(
@@ -177,7 +176,7 @@ class ModulatedTraceCarry(TraceCarry):
         return super().entry_gradient(plan, carry, signals, weights)
 
     def advance(self, plan: Plan, tape: Modulated, carry: Any, weights: Operands, theta: list[Any]) -> Any:
-        trace = super().advance(plan, Tape(*tape[:2]), carry["trace"], weights, theta)
+        trace = super().advance(plan, tape.tape, carry["trace"], weights, theta)
         return {"trace": trace, "modulator": tape.modulator}
 
     def _value(self, plan: Plan) -> Any:
