@@ -4,6 +4,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from compiler_models import H, I, Model, array, info, leaky, recurrent
 
 from braintrace_compiler import StateKind, extract_module_info
@@ -114,3 +115,21 @@ def test_the_lists_of_states():
     assert [s.path for s in minfo.parameters] == [("w",), ("out",)]
     assert len(minfo.compiled_model_states) == 3
     assert minfo.hidden_path_to_outvar["v",] is minfo.hidden[0].outvars[0]
+
+
+def test_what_is_read_of_the_environment_is_named():
+    model = leaky()
+    step = model._step
+
+    def reading(model, x):
+        gain = brainstate.environ.get("gain") * brainstate.environ.get("not there", default=1.0)
+        with brainstate.environ.context(inner=2.0):
+            return step(model, x * gain * brainstate.environ.get("inner"))
+
+    model._step = reading
+    plain = brainstate.environ.get
+    with brainstate.environ.context(gain=0.5, inner=3.0, other=1):
+        assert info(model).environment == {"gain": 0.5}
+    with pytest.raises(KeyError):
+        info(model)
+    assert brainstate.environ.get is plain

@@ -4,8 +4,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from braintrace_compiler import Arguments, CompilationWarning, NotSupportedError
 from braintrace_compiler._arguments import DATA
@@ -212,6 +214,31 @@ def check_state_shapes(plan: Plan) -> None:
                     fix=f"{'set it to a value of that form' if learnt else 'call learner.reset_state()'}, "
                     "or compile the model again",
                 )
+
+
+def check_environment(plan: Plan) -> None:
+    """Refuse other values in brainstate's environment than those that the step was compiled for.
+
+    A value that is no longer there is no other one: a model is often compiled inside of a context and called outside.
+    """
+    for key, was in plan.graph.module_info.environment.items():
+        now = brainstate.environ.get(key, default=was)
+        if now is not was and not _is_equal(now, was):
+            raise LearnerError(
+                "The step was compiled for another value of brainstate's environment.",
+                where=f"brainstate.environ, {key!r}",
+                found=repr(now),
+                expected=repr(was),
+                fix="compile the model again under the other value: the new learner shares the model's parameters. "
+                "What changes from step to step, such as the time, is an input of the model or a state of it",
+            )
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(np.all(a == b))
+    except Exception:  # arrays inside of a trace, units that do not fit: nothing that is known to be equal
+        return False
 
 
 def warn_of_unseen_states(plan: Plan) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from braintrace_compiler import Table
 
-from ._checks import check_choice, check_state_shapes, check_steps
+from ._checks import check_choice, check_environment, check_state_shapes, check_steps
 from ._driver import GradientDriver
 from ._errors import LearnerTypeError
 from ._fold_length import FoldLength
@@ -137,6 +137,7 @@ def compare_gradients(
             expected="a learner, as compile gives it",
             fix="call compare_gradients for each learner, with a step_fn that calls it",
         )
+    check_environment(learner.plan)
     check_state_shapes(learner.plan)
     sequences = jax.tree.map(jnp.asarray, sequences)
     T = sequence_length(sequences)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from braintrace_compiler import Arguments
 
-from ._checks import check_arguments, check_choice
+from ._checks import check_arguments, check_choice, check_environment
 from ._driver import GradientDriver
 from ._errors import LearnerError
 from ._functional import StatefulProgram
@@ -84,6 +84,7 @@ class FunctionalLearner:
         output, state
             Under ``jax.grad`` with respect to `params`, a loss of the output has its online gradient.
         """
+        check_environment(self._learner.plan)
         data = check_arguments(self._learner.plan, args, kwargs)
         output, values = self._program(params, self._values(self._program, state), *data)
         return output, {**state, **self._named(self._program, values)}

@@ -15,6 +15,7 @@ from ._checkpoint import Checkpoints
 from ._checks import (
     check_arguments,
     check_choice,
+    check_environment,
     check_state_shapes,
     check_trace_dtype,
     check_window,
@@ -277,6 +278,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
 
     def _step(self, *leaves: Any) -> Any:
         require_in_place(self.model, self.plan)
+        check_environment(self.plan)
         check_state_shapes(self.plan)
         record = active_recording(self)
         result = self._online_step(list(leaves)) if record is None else self._recorded_step(record, list(leaves))

@@ -12,7 +12,14 @@ import numpy as np
 from braintrace_primitives._jax_compat import under_trace
 
 from ._call_checks import check_step_fn, check_weights
-from ._checks import check_choice, check_state_shapes, check_steps, describe, refuse_explicit_axes
+from ._checks import (
+    check_choice,
+    check_environment,
+    check_state_shapes,
+    check_steps,
+    describe,
+    refuse_explicit_axes,
+)
 from ._chunks import ChunkDriver
 from ._driver import GradientDriver
 from ._errors import LearnerError, LearnerTypeError
@@ -98,6 +105,7 @@ class SequenceDrivers:
         """
         check_choice("reduction", reduction, ("mean", "sum"))
         check_choice("loss_output", loss_output, ("per_step", "masked", "scalar"))
+        check_environment(self.plan)
         check_state_shapes(self.plan)
         wanted = check_weights(self.param_states, weights)
         sequences = jax.tree.map(as_array, sequences)
@@ -215,6 +223,7 @@ class SequenceDrivers:
             for state in self.param_states.values():
                 _ = state.value  # brainstate gives a gradient only for what was read; an unused parameter's is zero
             return function(*args)
+        check_environment(self.plan)
         hold = self._drivers.hold
         hold.resume(self.model, self.plan, self.etraces)
         out = self._drivers.get((id(self), key), lambda: CompiledCall(function))(*args)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from braintrace_primitives._jax_compat import under_trace
 
 from ._call_checks import check_weights
-from ._checks import check_choice, check_state_shapes, check_steps
+from ._checks import check_choice, check_environment, check_state_shapes, check_steps
 from ._driver import GradientDriver, scan_windows
 from ._errors import LearnerError, LearnerTypeError
 from ._optimizers import TransformationRule, UpdateRule, update_rule
@@ -209,6 +209,7 @@ class Training(SequenceDrivers):
             raise LearnerTypeError(
                 "`callbacks` must be a sequence.", where="etrace_train", found=repr(callbacks), expected="[callback]"
             )
+        check_environment(self.plan)
         check_state_shapes(self.plan)
         sequences = jax.tree.map(as_array, sequences)
         T = sequence_length(sequences)

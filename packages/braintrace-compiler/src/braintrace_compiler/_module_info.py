@@ -15,6 +15,7 @@ from ._canonicalize import canonicalize
 from ._control_flow import ControlFlowPolicy
 from ._descent import LoopedOperation
 from ._diagnostics import CompilationRecord, Path
+from ._environment import environment_reads
 from ._errors import CompilationError
 from ._positions_constants import Constants
 from ._steady_biases import split_steady_biases
@@ -91,6 +92,8 @@ class ModuleInfo(NamedTuple):
         What was done with control flow.
     looped : mapping
         Output of an operation that was taken out of a loop -> what is known of it.
+    environment : mapping
+        What the step read of ``brainstate.environ``, by key (``"dt"``, ``"fit"``): it is compiled for these values.
     """
 
     jaxpr: Jaxpr
@@ -102,6 +105,7 @@ class ModuleInfo(NamedTuple):
     states: tuple[StateInfo, ...]
     records: tuple[CompilationRecord, ...] = ()
     looped: Mapping[Var, LoopedOperation] = MappingProxyType({})
+    environment: Mapping[Any, Any] = MappingProxyType({})
 
     def of_kind(self, kind: StateKind) -> tuple[StateInfo, ...]:
         """The states of one kind."""
@@ -215,7 +219,8 @@ def extract_module_info(
 
     function = brainstate.transform.StatefulFunction(step, return_only_write=False, name="braintrace step")
     try:
-        function.make_jaxpr(*data)
+        with environment_reads() as environment:
+            function.make_jaxpr(*data)
     except _VALUE_WANTED as error:
         error.add_note(
             "braintrace: arrays and numbers among the arguments of a step are data, and have no value while it is "
@@ -243,7 +248,7 @@ def extract_module_info(
         if info.kind is StateKind.HIDDEN:
             _require_constant_shape(info, arg_invars)
     minfo = ModuleInfo(
-        program, tuple(consts), arguments, out_tree, arg_invars, out_outvars, tuple(infos), records, looped
+        program, tuple(consts), arguments, out_tree, arg_invars, out_outvars, tuple(infos), records, looped, environment
     )
     return minfo._replace(jaxpr=split_steady_biases(program, minfo.varying_invars, looped))
 
