@@ -25,6 +25,10 @@ def check_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> N
             expected="an instance",
             fix=f"pass {name}(...)",
         )
+    if not callable(model):
+        raise LearnerTypeError(
+            "This is no model.", where=where, found=type(model).__name__, expected="a brainstate.nn.Module"
+        )
     is_module = isinstance(model, brainstate.nn.Module) and type(model).__call__ is brainstate.nn.Module.__call__
     problem = _misfit(model.update if is_module else model, args, kwargs)
     if problem:

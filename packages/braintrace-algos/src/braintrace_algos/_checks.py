@@ -27,10 +27,29 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         )
 
 
+def fixed(cls: type, options: Mapping[str, Any], **values: Any) -> dict[str, Any]:
+    """`options` with the values that an algorithm fixes itself; others of these would do nothing, and are refused."""
+    for name, value in values.items():
+        if name in options and options[name] != value:
+            raise LearnerError(
+                "The algorithm fixes this option itself: another value would change nothing.",
+                where=f"compile(..., {cls.__name__})",
+                found=f"{name}={options[name]!r}",
+                expected=f"{name}={value!r}, or no {name}",
+            )
+    return {**options, **values}
+
+
 def check_steps(name: str, value: Any) -> None:
     """Refuse a value of option `name` that is no number of steps."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise LearnerError(f"`{name}` must be a number of steps.", found=repr(value), expected="an int of at least 1")
+
+
+def check_fold(fold: Any) -> None:
+    """Refuse a fold that is neither a number of steps nor "auto"."""
+    if fold != "auto" and (isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or fold < 1):
+        raise LearnerError("`fold` must be a number of steps.", found=repr(fold), expected='an int ≥ 1, or "auto"')
 
 
 def check_window(window: Any, vjp_method: str = "multi-step") -> None:
@@ -49,7 +68,8 @@ def check_window(window: Any, vjp_method: str = "multi-step") -> None:
 
 def check_decay(name: str, value: Any) -> float:
     """Refuse a decay outside of [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+    numbers = (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, numbers) or not 0.0 <= value < 1.0:
         raise LearnerError(f"`{name}` must be a decay.", found=repr(value), expected="a number in [0, 1)")
     return float(value)
 

@@ -42,6 +42,7 @@ from .algorithms import (
     ThreeFactor,
     pp_prop,
 )
+from .carries import FactoredCarry, TraceCarry
 
 _ALGORITHMS: dict[str, type[OnlineLearner]] = {
     "bptt": BPTT,
@@ -93,7 +94,8 @@ def compile(
     vmap : bool
         Map a single-sample model over `batch_size`; gradients are those of the batched model.
     on_mixing : {"diagonal", "error", "exact"}
-        What is done where a state's memory mixes positions; see `compile_etrace_graph`.
+        What is done where a state's memory mixes positions; see `compile_etrace_graph`. Algorithms with traces, which
+        follow the diagonal, are refused by "exact".
     control_flow : ControlFlowPolicy, optional
         What is done with marked operations inside branches and loops.
     kwargs : mapping, optional
@@ -113,7 +115,7 @@ def compile(
     CompilationError
         If no marked operation drives a hidden state, or the model has none.
     LearnerError
-        If `batch_size` and the example inputs do not fit.
+        If `batch_size` and the example inputs do not fit, or an option asks for what the algorithm does not do.
 
     Examples
     --------
@@ -170,6 +172,8 @@ def compile(
         refuse_shared_states(graph)
         copy_states(graph, batch_size)
     learner = cls(model, graph, batch_size=batch_size, mapped=vmap, **options)
+    if on_mixing == "exact":
+        require_whole_influence(learner)
     if verbose:
         print(learner.report)
     if verbose > 1:
@@ -293,6 +297,19 @@ def require_learnable(graph: ETraceGraph) -> None:
             expected="at least one ETP operation between a parameter and a hidden state",
             fix="replace `x @ w` by braintrace.matmul(x, w), `w * h` by braintrace.element_wise(w) * h, or use "
             "braintrace.nn layers",
+        )
+
+
+def require_whole_influence(learner: OnlineLearner) -> None:
+    """Refuse an algorithm that follows diagonals where positions mix, and ``on_mixing="exact"`` was asked for."""
+    mixed = [r for r in learner.graph.diagnostics if r.kind is DiagnosticKind.POSITION_MIXING]
+    if mixed and isinstance(learner.plan.carry, (TraceCarry, FactoredCarry)):
+        raise LearnerError(
+            'Positions are mixed, and traces follow the diagonal of that: not on_mixing="exact".',
+            where=str(mixed[0].context.get("source", "the step")),
+            found=f"the traces of {type(learner).__name__}; {mixed[0].message}",
+            expected="an algorithm that keeps the whole influence (rtrl, uoro), or differentiates whole windows (bptt)",
+            fix='take one of these, or on_mixing="diagonal", which warns',
         )
 
 

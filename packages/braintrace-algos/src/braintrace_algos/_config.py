@@ -9,10 +9,11 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ._checks import check_choice, check_decay, check_window
+from ._checks import as_key, check_choice, check_decay, check_steps, check_window, fixed
 from ._errors import LearnerError
 from ._feedback import random_feedback
 from ._learner import OnlineLearner
+from .algorithms._three_factor import renew
 from .carries import (
     LARGEST,
     Carry,
@@ -109,13 +110,14 @@ class ETraceConfig:
         Of the neighbourhood.
     window : int, optional
         Steps in a window.
-    key : jax.Array, optional
+    key : jax.Array or int, optional
         Of random feedback or of the random product.
 
     Raises
     ------
     LearnerError
-        If a value is not on its axis, or the combination is not legal; the message names the legal ones.
+        If a value is not on its axis, the combination is not legal (the message names the legal ones), or a number is
+        given that these axes do not use.
 
     Examples
     --------
@@ -156,18 +158,46 @@ class ETraceConfig:
                     ", ".join(f"{axis} in {tuple(rule.get(axis, _AXES[axis]))}" for axis in axes) for rule in legal
                 ),
             )
-        self._require("decay", self.factorisation == "input_output")
-        self._require("kappa", self.filter == "kappa")
-        self._require("order", self.scope == "neighbourhood")
-        self._require("window", self.schedule == "window")
-        self._require("key", self.signal == "random_feedback" or self.factorisation == "rank_one")
+        self._require("decay", self.factorisation == "input_output", 'factorisation="input_output"')
+        self._require("kappa", self.filter == "kappa", 'filter="kappa"')
+        self._require("order", self.scope == "neighbourhood", 'scope="neighbourhood"')
+        self._require("window", self.schedule == "window", 'schedule="window"')
+        if self.signal == "random_feedback" or self.factorisation == "rank_one":
+            self._require("key", True, "")
+        if self.decay is not None:
+            for value in self.decays:
+                check_decay("decay", value)
         if self.kappa is not None:
             check_decay("kappa", self.kappa)
+        if self.order is not None:
+            check_steps("order", self.order)
+        if self.key is not None:
+            as_key("key", self.key)
         check_window(self.window)
 
-    def _require(self, name: str, needed: bool) -> None:
+    def _require(self, name: str, needed: bool, of: str) -> None:
         if needed and getattr(self, name) is None:
             raise LearnerError(f"These axes need `{name}`.", where="ETraceConfig", expected=f"{name}=...")
+        if not needed and getattr(self, name) is not None:
+            raise LearnerError(
+                f"These axes do not use `{name}`: it would change nothing.",
+                where="ETraceConfig",
+                found=f"{name}={getattr(self, name)!r}",
+                expected=f"no {name}, or {of}",
+            )
+
+    @property
+    def decays(self) -> tuple[float, float]:
+        """The decays of both factors, (input side, output side)."""
+        pair = self.decay if isinstance(self.decay, (tuple, list)) else (self.decay, self.decay)
+        if len(pair) != 2:
+            raise LearnerError(
+                "`decay` takes one value, or a pair.",
+                where="ETraceConfig",
+                found=repr(pair),
+                expected="(input, output)",
+            )
+        return pair[0], pair[1]
 
     def describe(self) -> str:
         """The axes, one a line, in words."""
@@ -182,24 +212,33 @@ class ConfiguredLearner(OnlineLearner):
     Parameters
     ----------
     config : ETraceConfig
-    modulator : scalar or array
-        Where the signal is modulatory; see `ThreeFactor`.
+    modulator : scalar or array, optional
+        Where the signal is modulatory, and there alone; see `ThreeFactor`.
     limit : int
         Largest number of elements of an influence matrix.
     **options
         Of `OnlineLearner`.
     """
 
-    def __init__(self, *args: Any, config: ETraceConfig, modulator: Any = 0.0, limit: int = LARGEST, **options: Any):
+    def __init__(self, *args: Any, config: ETraceConfig, modulator: Any = None, limit: int = LARGEST, **options: Any):
+        if modulator is not None and config.signal != "modulatory":
+            raise LearnerError(
+                "A modulator takes part where the signal is modulatory.",
+                where="compile(..., modulator=...)",
+                found=f"signal={config.signal!r}",
+                expected='signal="modulatory", or no modulator',
+            )
         self.config, self.limit = config, limit
         self.signal = "past" if config.signal == "past" else "state"
-        self.modulator = brainstate.ShortTermState(jnp.asarray(modulator, jnp.result_type(float)))
+        standing = 0.0 if modulator is None else modulator
+        self.modulator = brainstate.ShortTermState(jnp.asarray(standing, jnp.result_type(float)))
         self.noise = brainstate.ShortTermState(_raw(config.key))
         windows = config.schedule == "window"
-        method = {"vjp_method": "multi-step", "window": config.window} if windows else {"vjp_method": "single-step"}
-        super().__init__(*args, **{**options, **method})
+        window = config.window if windows else 1
+        method = fixed(type(self), options, vjp_method="multi-step" if windows else "single-step", window=window)
+        super().__init__(*args, **method)
         if config.signal == "random_feedback":
-            self.plan = random_feedback(self.plan, recurrent_groups(self.plan), config.key)
+            self.plan = random_feedback(self.plan, recurrent_groups(self.plan), as_key("key", config.key))
 
     def _make_carry(self) -> Carry:
         config = self.config
@@ -213,8 +252,7 @@ class ConfiguredLearner(OnlineLearner):
             assert config.order is not None  # the configuration requires it
             return NeighbourhoodCarry(config.order, self.limit)
         if config.factorisation == "input_output":
-            pair = config.decay if isinstance(config.decay, (tuple, list)) else (config.decay, config.decay)
-            x, f = (check_decay("decay", value) for value in pair)
+            x, f = map(float, config.decays)
             return FactoredCarry(x, f, 1.0 - f, normalise=True)
         if config.signal == "modulatory":
             return ModulatedTraceCarry(self.modulator)
@@ -223,9 +261,14 @@ class ConfiguredLearner(OnlineLearner):
             return FilteredTraceCarry(config.kappa)
         return CoupledTraceCarry() if config.scope == "coupled" else TraceCarry()
 
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """One time step, with a new `modulator` where the signal is modulatory; see `ThreeFactor.update`."""
+        if self.config.signal == "modulatory":
+            renew(self.modulator, kwargs.pop("modulator", None))
+        return super().update(*args, **kwargs)
+
 
 def _raw(key: Any) -> Any:
     """A key as plain numbers."""
-    if key is None:
-        return jax.random.PRNGKey(0)
+    key = as_key("key", 0 if key is None else key)
     return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key

@@ -6,7 +6,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
-from ._checks import check_decay
+from ._checks import as_key, check_decay
 from ._errors import LearnerError, LearnerTypeError
 
 
@@ -122,7 +122,8 @@ class FixedRandomFeedback:
     ----------
     n_target, n_layer : int
         Numbers of readout and of hidden units.
-    key : PRNG key
+    key : jax.Array or int
+        A random key, or a seed.
     init_scale : float
         s.
 
@@ -144,7 +145,7 @@ class FixedRandomFeedback:
 
     def __init__(self, n_target: int, n_layer: int, key: Any, init_scale: float = 0.1):
         self.n_target, self.n_layer = n_target, n_layer
-        self.B = init_scale * jax.random.normal(key, (n_target, n_layer))
+        self.B = init_scale * jax.random.normal(as_key("key", key), (n_target, n_layer))
 
     def project(self, y: Any) -> Any:
         """The signal at the hidden units: `y` of shape (..., n_target) to (..., n_layer).

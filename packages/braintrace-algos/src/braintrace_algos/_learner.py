@@ -16,6 +16,7 @@ from ._checks import (
     check_arguments,
     check_choice,
     check_environment,
+    check_fold,
     check_state_shapes,
     check_trace_dtype,
     check_window,
@@ -123,6 +124,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
             )
         check_choice("vjp_method", vjp_method, ("single-step", "multi-step"))
         check_window(window, vjp_method)
+        check_fold(fold)
         self.model = model
         self.vjp_method = vjp_method
         self.window = window

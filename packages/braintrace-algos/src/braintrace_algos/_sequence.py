@@ -15,6 +15,7 @@ from ._call_checks import check_step_fn, check_weights
 from ._checks import (
     check_choice,
     check_environment,
+    check_fold,
     check_state_shapes,
     check_steps,
     describe,
@@ -179,8 +180,7 @@ class SequenceDrivers:
 
     def _fold_length(self, fold: int | str | None, T: int) -> FoldLength:
         fold = self.fold if fold is None else fold
-        if fold != "auto" and (isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or fold < 1):
-            raise LearnerError("`fold` must be a number of steps.", found=repr(fold), expected='an int ≥ 1, or "auto"')
+        check_fold(fold)
         K = 1
         if self.vjp_method == "multi-step":
             K = T if self.window is None else min(self.window, T)

@@ -9,6 +9,7 @@ from ._control_flow import ControlFlow, ControlFlowPolicy
 from ._custom_rules import CUSTOM_RULES, require_own_derivative
 from ._descent import LoopedOperation
 from ._diagnostics import CompilationRecord
+from ._errors import CompilationError
 from ._jaxpr import Jaxpr, JaxprEqn, Opening, Var, bodies, inline, name_literal_outputs
 from ._while_loops import reversible
 
@@ -37,6 +38,14 @@ def canonicalize(
         If an ETP operation stands inside control flow that the policy does not open, or under a derivative rule that
         is not its own.
     """
+    if policy is not None and not isinstance(policy, ControlFlowPolicy):
+        raise CompilationError(
+            "This is no policy for control flow.",
+            where="control_flow",
+            found=repr(policy),
+            expected="a ControlFlowPolicy",
+            fix="for example control_flow=ControlFlowPolicy(unroll_limit=64)",
+        )
     control_flow = ControlFlow(policy or ControlFlowPolicy())
 
     def expand(eqn: JaxprEqn) -> Any:

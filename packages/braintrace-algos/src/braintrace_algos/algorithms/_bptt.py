@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from braintrace_algos._checks import check_window
+from braintrace_algos._checks import check_window, fixed
 from braintrace_algos._learner import OnlineLearner
 from braintrace_algos.carries import Carry
 
@@ -20,7 +20,7 @@ class BPTT(OnlineLearner):
     """
 
     def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": None})
+        super().__init__(*args, **fixed(BPTT, options, vjp_method="multi-step", window=None))
 
     def _make_carry(self) -> Carry:
         return Carry()
@@ -47,7 +47,7 @@ class TBPTT(OnlineLearner):
 
     def __init__(self, *args: Any, window: int, **options: Any):
         check_window(window)
-        super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": window})
+        super().__init__(*args, window=window, **fixed(TBPTT, options, vjp_method="multi-step"))
 
     def _make_carry(self) -> Carry:
         return Carry()

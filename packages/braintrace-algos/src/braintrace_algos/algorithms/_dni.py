@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_algos._checks import check_choice, check_window
+from braintrace_algos._checks import check_choice, check_window, fixed
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._learner import OnlineLearner
 from braintrace_algos._recording import active_recording
@@ -50,7 +50,7 @@ class DNI(OnlineLearner):
         if mapped:
             check_choice("vmap", True, ("False",))
         self.rate = rate
-        super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": window})
+        super().__init__(*args, window=window, **fixed(DNI, options, vjp_method="multi-step"))
 
     def _make_carry(self) -> Carry:
         return SyntheticCarry(self.rate)

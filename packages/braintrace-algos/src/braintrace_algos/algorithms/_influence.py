@@ -5,8 +5,9 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from braintrace_algos._checks import as_key, check_window
+from braintrace_algos._checks import as_key, check_window, fixed
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._learner import OnlineLearner
 from braintrace_algos.carries import LARGEST, Carry, InfluenceCarry, NeighbourhoodCarry, SketchCarry
@@ -44,7 +45,7 @@ class RTRL(OnlineLearner):
     def __init__(self, *args: Any, window: int = 1, limit: int = LARGEST, **options: Any):
         check_window(window)
         self.limit = limit
-        super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": window})
+        super().__init__(*args, window=window, **fixed(RTRL, options, vjp_method="multi-step"))
 
     def _make_carry(self) -> Carry:
         return InfluenceCarry(self.limit)
@@ -87,12 +88,12 @@ class SnAp(OnlineLearner):
     """
 
     def __init__(self, *args: Any, n: int = 1, limit: int = LARGEST, **options: Any):
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
             raise LearnerError(
                 "The order of SnAp is a number of steps.", found=repr(n), expected="an int of at least 1"
             )
         self.n, self.limit = n, limit
-        super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": 1})
+        super().__init__(*args, **fixed(SnAp, options, vjp_method="multi-step", window=1))
 
     def _make_carry(self) -> Carry:
         return NeighbourhoodCarry(self.n, self.limit)
@@ -132,7 +133,7 @@ class UORO(OnlineLearner):
         if jnp.issubdtype(raw.dtype, jax.dtypes.prng_key):
             raw = jax.random.key_data(raw)
         self.key = brainstate.ShortTermState(raw)
-        super().__init__(*args, **{**options, "vjp_method": "multi-step", "window": window})
+        super().__init__(*args, window=window, **fixed(UORO, options, vjp_method="multi-step"))
 
     def _make_carry(self) -> Carry:
         return SketchCarry(self.key)

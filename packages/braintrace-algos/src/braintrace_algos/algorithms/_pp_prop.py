@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._learner import OnlineLearner
 from braintrace_algos.carries import Carry, FactoredCarry
@@ -52,10 +54,10 @@ class pp_prop(OnlineLearner):
 
 def decay_of(value: Any) -> float:
     """The decay α that a decay or an integer rank r stands for, (r - 1) / (r + 1)."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return (value - 1) / (value + 1)
-    if isinstance(value, float) and 0.0 <= value < 1.0:
-        return value
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1:
+        return float((value - 1) / (value + 1))
+    if isinstance(value, (float, np.floating)) and 0.0 <= value < 1.0:
+        return float(value)
     raise LearnerError(
         "`decay_or_rank` is neither a decay nor a rank.",
         found=repr(value),

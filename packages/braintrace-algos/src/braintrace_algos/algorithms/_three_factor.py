@@ -64,16 +64,28 @@ class ThreeFactor(OnlineLearner):
         LearnerError
             If it does not.
         """
-        if modulator is not None:
-            old = self.modulator.value
-            new = jnp.asarray(modulator, old.dtype)
-            if not broadcasts(new.shape, old.shape):
-                raise LearnerError(
-                    "The modulator has another shape than the standing one.",
-                    where="learner(x, modulator=m)",
-                    found=describe(new),
-                    expected=f"a scalar, or a shape that broadcasts to that of {describe(old)}",
-                    fix=f"begin with one of the shape it will have: compile(..., modulator=jnp.zeros({new.shape}))",
-                )
-            self.modulator.value = jnp.broadcast_to(new, old.shape)
+        renew(self.modulator, modulator)
         return super().update(*args, **kwargs)
+
+
+def renew(standing: brainstate.State, modulator: Any) -> None:
+    """Make `modulator` the standing one, unless it is None.
+
+    Raises
+    ------
+    LearnerError
+        If it does not broadcast to the standing one.
+    """
+    if modulator is None:
+        return
+    old = standing.value
+    new = jnp.asarray(modulator, old.dtype)
+    if not broadcasts(new.shape, old.shape):
+        raise LearnerError(
+            "The modulator has another shape than the standing one.",
+            where="learner(x, modulator=m)",
+            found=describe(new),
+            expected=f"a scalar, or a shape that broadcasts to that of {describe(old)}",
+            fix=f"begin with one of the shape it will have: compile(..., modulator=jnp.zeros({new.shape}))",
+        )
+    standing.value = jnp.broadcast_to(new, old.shape)
