@@ -526,3 +526,22 @@ def test_states_that_no_output_follows_from_in_the_same_step_are_told():
         assert told[0].filename == __file__
     assert gradient_of_forth("d_rtrl") > 0.001  # and says nothing
     gradient_of_forth("three_factor")  # whose signal does not come from the output
+
+
+def test_keywords_reach_the_model_of_dni(model, data, loss, distance):
+    class Scaled(type(model)):
+        def update(self, x, twice):
+            return super().update(x) * (2 if twice else 1)
+
+    (xs, ys), grads = (value[:2] for value in data), []
+    for algorithm in ("dni", "tbptt"):  # alike until the guess has learnt
+        learner = compile(Scaled(), algorithm, xs[0], batch_size=xs.shape[1], kwargs={"twice": True}, window=2)
+        grads.append(learner.etrace_grad(xs, ys, step_fn=lambda x, y, run=learner: loss(run(x, twice=True), y)))
+    assert distance(*grads) < 1e-6
+
+
+def test_the_guess_of_dni_keeps_its_dtype(recurrent_model, data, loss):
+    xs, ys = data
+    learner = compile(recurrent_model, "dni", xs[0], batch_size=xs.shape[1], window=2, trace_dtype=jnp.bfloat16)
+    learner.etrace_grad(xs, ys, step_fn=lambda x, y: loss(learner(x), y))
+    assert {leaf.dtype for leaf in jax.tree.leaves(learner.etraces.value)} == {jnp.dtype(jnp.bfloat16)}

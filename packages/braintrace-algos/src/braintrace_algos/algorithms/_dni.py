@@ -55,9 +55,9 @@ class DNI(OnlineLearner):
     def _make_carry(self) -> Carry:
         return SyntheticCarry(self.rate)
 
-    def update(self, *args: Any) -> Any:
+    def update(self, *args: Any, **kwargs: Any) -> Any:
         """One time step, or a window of them; see `OnlineLearner.update`."""
-        outputs = super().update(*args)
+        outputs = super().update(*args, **kwargs)
         return outputs if active_recording(self) is not None else jax.tree.map(_undifferentiated, outputs)
 
     def reset_state(self, batch_size: int | None = None) -> None:

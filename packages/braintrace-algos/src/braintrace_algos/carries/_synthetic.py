@@ -61,7 +61,7 @@ def train_synthetic_gradient(guess: SyntheticGradient, h: Any, target: Any, rate
         return 0.5 * jnp.mean(jnp.sum(difference**2, axis=(0, -1)))
 
     slope = jax.grad(error)(guess)
-    return jax.tree.map(lambda v, g: v - rate / power * g, guess, slope)
+    return jax.tree.map(lambda v, g: (v - rate / power * g).astype(v.dtype), guess, slope)
 
 
 class Entries(NamedTuple):
