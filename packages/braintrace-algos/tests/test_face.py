@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from braintrace_algos import D_RTRL, LearnerError, compile
+from braintrace_algos import D_RTRL, LearnerError, LearnerTypeError, compile
 
 
 @pytest.fixture
@@ -103,3 +103,22 @@ def test_random_keys_are_part_of_the_state(data):
     np.testing.assert_array_equal(first, again)
     assert not bool(jnp.all(jax.random.key_data(after["random"]) == jax.random.key_data(state["random"])))
     assert bool(jnp.all(jax.random.key_data(before) == jax.random.key_data(brainstate.random.DEFAULT.value)))
+
+
+def test_what_a_face_starts_from_may_be_donated(learner, data):
+    """It was the learner's own, which then had no values."""
+    face = learner.functional()
+    step = jax.jit(lambda params, state, x: (params, *face.step(params, state, x)), donate_argnums=(0, 1))
+    _, first, _ = step(*face.init(), data[0][0])
+    _, again, _ = step(*face.init(), data[0][0])
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(learner(data[0][0]), first, rtol=1e-6)
+
+
+def test_a_loss_that_does_not_fit_is_told(learner, data):
+    face = learner.functional()
+    with pytest.raises(LearnerTypeError, match=r"(?s)2 inputs.*loss\(output, target\)"):
+        face.fold(*face.init(), *data, loss=lambda out: out.sum())
+    with pytest.raises(LearnerTypeError, match="str"):
+        face.fold(*face.init(), *data, loss="mse")
+    face.fold(*face.init(), data[0], loss=lambda out: out.sum())

@@ -53,6 +53,18 @@ def check_step_fn(step_fn: Any, slices: Sequence[Any]) -> None:
         )
 
 
+def check_loss(loss: Any, targets: int) -> None:
+    """Refuse a loss that cannot be called with an output and so many targets."""
+    problem = _misfit(loss, [None] * (1 + targets), {}) if callable(loss) else f"{type(loss).__name__}"
+    if problem:
+        raise LearnerTypeError(
+            "The loss cannot be called with an output and what follows the model's inputs.",
+            where="functional().fold(params, state, *sequences, loss=...)",
+            found=problem,
+            expected=f"loss(output{', target' * targets}), one target for each sequence behind the model's inputs",
+        )
+
+
 def _misfit(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Why a function cannot be called with these arguments, or nothing."""
     try:

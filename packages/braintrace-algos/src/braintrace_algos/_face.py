@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from braintrace_compiler import Arguments
 
+from ._call_checks import check_loss
 from ._checks import check_arguments, check_choice, check_environment
 from ._driver import GradientDriver
 from ._errors import LearnerError
@@ -66,8 +67,11 @@ class FunctionalLearner:
         return self._learner(*args, **kwargs)
 
     def init(self) -> tuple[Parameters, LearnerState]:
-        """Parameters and state of the learner as they were when this face was made."""
-        return self._start
+        """Parameters and state of the learner as they were when this face was made.
+
+        They are copies, which compiled code may be given for good (``donate_argnums``).
+        """
+        return jax.tree.map(jnp.copy, self._start)
 
     def step(self, params: Parameters, state: LearnerState, *args: Any, **kwargs: Any) -> tuple[Any, LearnerState]:
         """One time step.
@@ -124,6 +128,7 @@ class FunctionalLearner:
         learner, n = self._learner, self._inputs
         sequences = jax.tree.map(jnp.asarray, sequences)
         T = sequence_length(sequences)
+        check_loss(loss, len(sequences) - n)
         mask = check_mask(mask, T)
         scales = mask / jnp.maximum(mask.sum(), 1) if reduction == "mean" else mask
 
