@@ -12,6 +12,7 @@ import saiunit as u
 from compiler_models import H, I, Model, array, gated, graph, kinds, leaky, recurrent, two_layers
 
 from braintrace_compiler import (
+    CompilationError,
     CompilationRecord,
     CompilationWarning,
     ControlFlowPolicy,
@@ -284,6 +285,10 @@ def test_explain_filters_prints_and_returns(capsys):
     assert [r.weight_path for r in compiled.explain(weight_path=("w1",))] == [("w1",)]
     assert {r.kind.name for r in compiled.explain(hidden_path=("b",))} == {"RELATION_INCLUDED", "CROSS_GROUP_MEMORY"}
     assert len(compiled.explain(kind=DiagnosticKind.RELATION_INCLUDED)) == 2
+    assert len(compiled.explain(kind="relation_included")) == 2
+    assert compiled.explain(weight_path="w1", hidden_path="a") == compiled.explain(weight_path=("w1",)) != ()
+    with pytest.raises(CompilationError, match=r"(?s)'relation'.*relation_included"):
+        compiled.explain(kind="relation")
     capsys.readouterr()
     assert compiled.explain(weight_path=("nobody",)) == ()
     assert capsys.readouterr().out == "no such diagnostics\n"

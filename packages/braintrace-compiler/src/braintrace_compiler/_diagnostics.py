@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ._errors import CompilationWarning
+from ._errors import CompilationError, CompilationWarning
 
 Path = tuple[Any, ...]
 EXACT_ELSEWHERE = 'Windows (vjp_method="multi-step") follow the rest over their steps, and rtrl follows all of it.'
@@ -163,18 +163,40 @@ def each_once(records: Iterable[CompilationRecord]) -> tuple[CompilationRecord, 
 def select(
     records: Iterable[CompilationRecord],
     *,
-    weight_path: Path | None = None,
-    hidden_path: Path | None = None,
-    kind: DiagnosticKind | None = None,
+    weight_path: Path | str | None = None,
+    hidden_path: Path | str | None = None,
+    kind: DiagnosticKind | str | None = None,
 ) -> tuple[CompilationRecord, ...]:
-    """The records about a weight, a hidden state or a kind of decision."""
+    """The records about a weight, a hidden state or a kind of decision.
+
+    Raises
+    ------
+    CompilationError
+        If there is no such kind.
+    """
+    if isinstance(kind, str):
+        found = [known for known in DiagnosticKind if known.value == kind.lower()]
+        if not found:
+            raise CompilationError(
+                "There is no such kind of diagnostics.",
+                found=repr(kind),
+                expected="one of " + ", ".join(known.value for known in DiagnosticKind),
+            )
+        kind = found[0]
     return tuple(
         r
         for r in records
-        if (weight_path is None or r.weight_path == tuple(weight_path))
-        and (hidden_path is None or tuple(hidden_path) in (r.hidden_paths or ()))
+        if (weight_path is None or _is_path(r.weight_path, weight_path))
+        and (hidden_path is None or any(_is_path(path, hidden_path) for path in r.hidden_paths or ()))
         and (kind is None or r.kind is kind)
     )
+
+
+def _is_path(path: Path | None, wanted: Path | str) -> bool:
+    """Whether a path is the wanted one, a tuple or with dots."""
+    if path is None or not isinstance(wanted, str):
+        return path == (wanted if path is None else tuple(wanted))
+    return ".".join(map(str, path)) == wanted
 
 
 def render(records: Iterable[CompilationRecord]) -> str:

@@ -46,17 +46,17 @@ class ETraceGraph(NamedTuple):
     def explain(
         self,
         *,
-        weight_path: Path | None = None,
-        hidden_path: Path | None = None,
-        kind: DiagnosticKind | None = None,
+        weight_path: Path | str | None = None,
+        hidden_path: Path | str | None = None,
+        kind: DiagnosticKind | str | None = None,
     ) -> tuple[CompilationRecord, ...]:
         """Print the diagnostics grouped by kind, and return them.
 
         Parameters
         ----------
-        weight_path, hidden_path : tuple of str, optional
+        weight_path, hidden_path : tuple of str, or str with dots, optional
             Only records about this parameter, or this hidden state.
-        kind : DiagnosticKind, optional
+        kind : DiagnosticKind, or its value, optional
             Only records of this kind.
 
         Returns
