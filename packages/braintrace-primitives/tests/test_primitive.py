@@ -138,6 +138,13 @@ def test_duplicate_name():
         bp.register_primitive("etp_mm", lambda x, weight: x * weight)
 
 
+@pytest.mark.parametrize(("name", "fn"), [("", lambda x, w: x * w), (None, lambda x, w: x * w), ("not_made", 5)])
+def test_what_is_no_name_or_no_function(name, fn):
+    with pytest.raises(bp.RegistrationError, match="a name and a function"):
+        bp.register_primitive(name, fn)
+    assert name not in {p.name for p in bp.ETP_PRIMITIVES}
+
+
 def test_function_without_operands():
     with pytest.raises(bp.RegistrationError, match="no operand"):
         bp.register_primitive("test_no_operand", lambda *, scale: scale)

@@ -283,6 +283,12 @@ def register_primitive(
     >>> jaxpr.eqns[0].primitive is scale
     True
     """
+    if not (isinstance(name, str) and name and callable(fn)):
+        raise RegistrationError(
+            "A primitive is made of a name and a function.",
+            found=f"{name!r}, {type(fn).__name__}",
+            fix='register_primitive("my_op", lambda x, weight: x * weight)',
+        )
     if any(spec.name == name for spec in _SPECS.values()):
         raise RegistrationError(f"The name {name!r} is taken by another ETP primitive.", fix="choose another name")
     if trainable_invars is None:
