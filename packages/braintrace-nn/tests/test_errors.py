@@ -48,7 +48,7 @@ def test_wrong_feature_size(make, batch):
 def test_wrong_batch(make):
     cell = started(make, 2)
     refused(cell, jnp.ones((7, 4)), nn.InputShapeError, "float32[7,4]", "float32[2,4]", "init_state(batch_size=7)")
-    refused(cell, jnp.ones(4), nn.InputShapeError, "differ in their batch", "init_state(batch_size=None)")
+    refused(cell, jnp.ones(4), nn.InputShapeError, "differ in their batch", "compile(..., batch_size=None)")
 
 
 @cells

@@ -81,13 +81,11 @@ def _reject_step_shape(module: Any, x: jax.Array, batch_shape: tuple[int, ...]) 
     elif len(lead) > len(batch_shape):
         what = "The input has more axes than one time step of the cell."
         size = f"batch_size={lead[-1]}"
-        fix = (
-            f"feed one time step at a time; for a batch compile(..., {size}) or, without a learner, init_state({size})"
-        )
+        fix = f"feed one time step at a time; for a batch {_initialise(size)}"
     else:
         what = "The input and the hidden state differ in their batch."
         batch = lead[0] if lead else None
-        fix = f"call init_state(batch_size={batch}) or reset_state(batch_size={batch}) first"
+        fix = _initialise(f"batch_size={batch}")
     raise InputShapeError(
         what,
         where=describe(module),
@@ -95,6 +93,10 @@ def _reject_step_shape(module: Any, x: jax.Array, batch_shape: tuple[int, ...]) 
         expected=f"{x.dtype}[{','.join(map(str, (*batch_shape, *module.in_size)))}]",
         fix=fix,
     )
+
+
+def _initialise(size: str) -> str:
+    return f"compile(..., {size}) or, without a learner, init_state({size})"
 
 
 def require_states(module: Any, names: tuple[str, ...]) -> list[Any]:

@@ -36,9 +36,14 @@ def to_nir(model: Any) -> Any:
     Raises
     ------
     ConfigurationError
-        If a layer has no counterpart in NIR, which is named.
+        If a layer has no counterpart in NIR, which is named; or if the package nir is not installed.
     """
-    import nir
+    try:
+        import nir
+    except ImportError as error:
+        raise ConfigurationError(
+            "Export needs the package nir.", where="to_nir", fix='pip install "braintrace-nn[nir]"'
+        ) from error
 
     if isinstance(model, NIRModel):
         return _graph(nir, model)
