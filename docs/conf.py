@@ -14,6 +14,7 @@ nb_execution_timeout = 300
 myst_enable_extensions = ["dollarmath"]
 
 napoleon_google_docstring = False
+napoleon_use_ivar = True  # attributes of several classes have one name: as targets they would be ambiguous
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 

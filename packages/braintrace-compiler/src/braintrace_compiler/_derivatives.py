@@ -31,10 +31,10 @@ def differentiate(
     -------
     D : tuple of tuples
         ``D[s][r]`` is ∂h_s^t/∂h_r^{t-1} at equal positions; the true diagonal where positions mix. A `Known` number
-        where that is proven, or an array of shape (*positions).
+        where that is proven, or an array of shape ``(*positions)``.
     F : list of tuples
-        For each of `feeds` the S derivatives ∂h^t/∂y, each a number or an array of shape (*elements): per element of y,
-        or per position where y is broadcast.
+        For each of `feeds` the S derivatives ∂h^t/∂y, each a number or an array of shape ``(*elements)``: per element
+        of y, or per position where y is broadcast.
     """
     count, Y = transition.group.num_state, len(transition.y_vars)
     h, y, others = list(inputs[:count]), list(inputs[count : count + Y]), inputs[count + Y :]

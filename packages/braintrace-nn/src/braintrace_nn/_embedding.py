@@ -26,7 +26,7 @@ class Embedding(Layer):
     embedding_size : int or tuple of int
         Shape E of one vector.
     embedding_init : callable, array or number
-        Initial table, shape (N, *E). Lecun uniform by default.
+        Initial table, shape ``(N, *E)``. Lecun uniform by default.
     padding_idx : int, optional
         Row that is no word: it starts at zero and gets no gradient.
     max_norm : float, optional
@@ -45,7 +45,7 @@ class Embedding(Layer):
     Attributes
     ----------
     weight : ParamState
-        Shape (N, *E); a ``brainstate.LongTermState`` if frozen.
+        Shape ``(N, *E)``; a ``brainstate.LongTermState`` if frozen.
 
     Examples
     --------
@@ -93,7 +93,7 @@ class Embedding(Layer):
 
     @classmethod
     def from_pretrained(cls, embeddings: Any, freeze: bool = True, **options: Any) -> "Embedding":
-        """A layer around an existing table, shape (N, *E), frozen unless `freeze` is false.
+        """A layer around an existing table, shape ``(N, *E)``, frozen unless `freeze` is false.
 
         Examples
         --------
@@ -106,7 +106,7 @@ class Embedding(Layer):
         return cls(num_embeddings, size, embedding_init=table, freeze=freeze, **options)
 
     def update(self, indices: Any) -> jax.Array:
-        """Look up integer indices of any shape; the result has shape (*indices.shape, *E).
+        """Look up integer indices of any shape; the result has shape ``(*indices.shape, *E)``.
 
         Raises
         ------

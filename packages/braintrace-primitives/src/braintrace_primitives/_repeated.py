@@ -15,8 +15,8 @@ from ._trace_rule import TraceRule
 class RepeatedTraceRule(TraceRule):
     """The trace rule of an op that is evaluated once for each of n iterations: all of them add to one trace.
 
-    Inputs are (n, *x), outputs (n, *y). To the sums over time the iterations are so many more time steps, and the trace
-    is that of a single evaluation. Every iteration must feed the same positions in the same way.
+    Inputs are ``(n, *x)``, outputs ``(n, *y)``. To the sums over time the iterations are so many more time steps, and
+    the trace is that of a single evaluation. Every iteration must feed the same positions in the same way.
 
     Parameters
     ----------

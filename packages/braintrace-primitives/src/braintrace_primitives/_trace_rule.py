@@ -73,9 +73,9 @@ class TraceRule:
 
         Parameters
         ----------
-        xs : array of shape (T, *x), or None
+        xs : array of shape ``(T, *x)``, or None
         weights : dict of arrays
-        gs : array of shape (T, *y)
+        gs : array of shape ``(T, *y)``
             Cotangent of the op's output at every time step.
         params : dict
             Parameters of the equation.
@@ -105,8 +105,8 @@ class TraceRule:
 
         Parameters
         ----------
-        xs : array of shape (T, *x), or None
-        factors : array of shape (T, S, *y)
+        xs : array of shape ``(T, *x)``, or None
+        factors : array of shape ``(T, S, *y)``
             Derivative of the states at the end of the window with respect to ``y[t]``.
         """
         raise self._lacks("accumulate")
@@ -116,7 +116,7 @@ class TraceRule:
 
         Parameters
         ----------
-        blocks : array of shape (S, S, *y), or (R, S, *y)
+        blocks : array of shape ``(S, S, *y)``, or ``(R, S, *y)``
             Where some states follow from others alone, those S states are given and all R asked for.
         """
         raise self._lacks("decay")
@@ -147,7 +147,7 @@ class TraceRule:
 
         Parameters
         ----------
-        blocks : array of shape (S, S, *y)
+        blocks : array of shape ``(S, S, *y)``
             That wait for whatever reads the trace before.
         """
         return self.advance(trace, blocks, xs, factors, weights, params)
@@ -157,7 +157,7 @@ class TraceRule:
 
         Parameters
         ----------
-        signal : array of shape (S, *y)
+        signal : array of shape ``(S, *y)``
         """
         raise self._lacks("contract")
 
@@ -208,7 +208,7 @@ class TraceRule:
 
 
 class GenericTraceRule(TraceRule):
-    """Full Jacobian trace of shape (S, *y, *w) per weight, for any op that is linear in its weights.
+    """Full Jacobian trace of shape ``(S, *y, *w)`` per weight, for any op that is linear in its weights.
 
     Right for every operation and large for most; families replace it where ``∂y/∂w`` has structure.
 

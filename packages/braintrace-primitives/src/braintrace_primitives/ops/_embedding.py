@@ -23,7 +23,7 @@ class EmbeddingTraceRule(TraceRule):
     """Gradients by scatter; a table per sample only where a trace must be carried.
 
     Within a window the gradient adds ``gs[t]`` to the rows that were looked up, in one scatter over time and
-    samples. A carried trace has shape (S, *indices, N, D): every row looked up so far keeps decaying.
+    samples. A carried trace has shape ``(S, *indices, N, D)``: every row looked up so far keeps decaying.
     """
 
     def init(self, x, weights, y, num_states, params, dtype):
@@ -94,7 +94,7 @@ def embedding(indices: Any, weight: Any, *, weight_fn: Callable[[Any], Any] | No
 
     Returns
     -------
-    array or quantity of shape (*indices, D)
+    array or quantity of shape ``(*indices, D)``
         In the unit of `weight`.
 
     Raises
