@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import saiunit as u
 
-from braintrace_algos import D_RTRL, DNI, LearnerError, MultiStepData, compile
+from braintrace_algos import D_RTRL, DNI, LearnerError, LearnerTypeError, MultiStepData, compile
 
 T = 7
 
@@ -133,3 +134,14 @@ def test_the_functional_face_on_two_devices(tmp_path):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_loss_with_a_unit_is_told(learner, data, loss):
+    def in_volts(x, y):
+        return loss(learner(x), y) * u.mV
+
+    with pytest.raises(LearnerTypeError, match="a quantity in mV"):
+        learner.etrace_grad(*data, step_fn=in_volts)
+    with pytest.raises(LearnerTypeError, match="a quantity in mV"):
+        learner.etrace_grad(*data, step_fn=lambda x, y: learner(MultiStepData(x)).sum((1, 2)) * u.mV, chunk_size=3)
+    learner.etrace_grad(*data, step_fn=lambda x, y: in_volts(x, y) / u.volt)  # a number, though not in plain units

@@ -154,3 +154,8 @@ def test_traces_do_not_follow_mixed_positions_exactly(algorithm, model, data):
         with pytest.warns(CompilationWarning):
             make(Mixed(), data, other, on_mixing="exact")
     make(model, data, algorithm, on_mixing="exact")  # where nothing is mixed there is nothing to refuse
+
+
+def test_absorb_is_a_truth_value(model, data):
+    with pytest.raises(LearnerTypeError, match="'no'"):
+        make(model, data, absorb="no")

@@ -53,7 +53,7 @@ def check_step_fn(step_fn: Any, slices: Sequence[Any]) -> None:
         )
 
 
-def check_loss(loss: Any, targets: int) -> None:
+def check_loss_function(loss: Any, targets: int) -> None:
     """Refuse a loss that cannot be called with an output and so many targets."""
     problem = _misfit(loss, [None] * (1 + targets), {}) if callable(loss) else f"{type(loss).__name__}"
     if problem:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._driver import scan_windows
+from ._driver import scan_windows, without_unit
 from ._errors import LearnerError
 from ._functional import StatefulProgram
 from ._once import final
@@ -51,6 +51,7 @@ class ChunkDriver:
                 if untouched is not None:
                     untouched.require()
                 losses, aux = out if has_aux else (out, None)
+                losses = without_unit(losses)
                 _check_losses(losses, K)
                 return losses, aux
 

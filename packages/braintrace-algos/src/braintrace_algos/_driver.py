@@ -298,6 +298,7 @@ def check_loss(out: Any, has_aux: bool, calls: int) -> tuple[Any, Any]:
             if isinstance(loss, tuple)
             else "compute it from what learner(x) gives, with jax.numpy, and return it",
         )
+    loss = without_unit(loss)
     if jnp.shape(loss) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise LearnerError(
             "step_fn must return a scalar loss.",
@@ -307,3 +308,18 @@ def check_loss(out: Any, has_aux: bool, calls: int) -> tuple[Any, Any]:
             fix="reduce it, for example with .mean()",
         )
     return loss, aux
+
+
+def without_unit(loss: Any) -> Any:
+    """The number that a dimensionless loss is."""
+    if not hasattr(loss, "unit"):
+        return loss
+    if not loss.is_unitless:
+        raise LearnerTypeError(
+            "A loss is a number.",
+            where="step_fn",
+            found=f"a quantity in {loss.unit}",
+            expected="a number without a unit",
+            fix="divide it by its unit",
+        )
+    return loss.to_decimal()

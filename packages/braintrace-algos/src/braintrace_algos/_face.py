@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from braintrace_compiler import Arguments
 
-from ._call_checks import check_loss
+from ._call_checks import check_loss_function
 from ._checks import check_arguments, check_choice, check_environment
 from ._driver import GradientDriver
 from ._errors import LearnerError
@@ -128,7 +128,7 @@ class FunctionalLearner:
         learner, n = self._learner, self._inputs
         sequences = jax.tree.map(jnp.asarray, sequences)
         T = sequence_length(sequences)
-        check_loss(loss, len(sequences) - n)
+        check_loss_function(loss, len(sequences) - n)
         mask = check_mask(mask, T)
         scales = mask / jnp.maximum(mask.sum(), 1) if reduction == "mean" else mask
 

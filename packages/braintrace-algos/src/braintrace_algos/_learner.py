@@ -125,6 +125,8 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         check_choice("vjp_method", vjp_method, ("single-step", "multi-step"))
         check_window(window, vjp_method)
         check_fold(fold)
+        if not isinstance(absorb, (bool, np.bool)):
+            raise LearnerTypeError("`absorb` is either true or false.", found=repr(absorb), expected="True or False")
         self.model = model
         self.vjp_method = vjp_method
         self.window = window
