@@ -8,6 +8,7 @@ from typing import Any
 
 from brainstate import environ
 
+_environ: Any = environ  # a module, whose function is replaced below
 _LEFT_OUT = (environ.PRECISION, environ.PLATFORM, environ.HOST_DEVICE_COUNT)
 """What dtypes and devices of arrays tell by themselves."""
 
@@ -35,7 +36,7 @@ def environment_reads() -> Iterator[dict[Any, Any]]:
     found: dict[Any, Any] = {}
     with _lock:
         if not _traces:
-            vars(environ)["get"] = _noting(environ.get)
+            _environ.get = _noting(_environ.get)
         _traces += 1
     _notes.open.append((around, found))
     try:
@@ -45,7 +46,7 @@ def environment_reads() -> Iterator[dict[Any, Any]]:
         with _lock:
             _traces -= 1
             if not _traces:
-                vars(environ)["get"] = vars(environ.get)["__wrapped__"]
+                _environ.get = _environ.get.__wrapped__
 
 
 def _noting(get: Callable[..., Any]) -> Callable[..., Any]:
