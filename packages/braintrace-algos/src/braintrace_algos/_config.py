@@ -238,7 +238,7 @@ class ConfiguredLearner(OnlineLearner):
         method = fixed(type(self), options, vjp_method="multi-step" if windows else "single-step", window=window)
         super().__init__(*args, **method)
         if config.signal == "random_feedback":
-            self.plan = random_feedback(self.plan, recurrent_groups(self.plan), as_key("key", config.key))
+            self.plan = random_feedback(self.plan, recurrent_groups(self.graph), as_key("key", config.key))
 
     def _make_carry(self) -> Carry:
         config = self.config

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from braintrace_compiler import DiagnosticKind, MarkedOperation
+from braintrace_compiler import DiagnosticKind, MarkedOperation, NotSupportedError
 from braintrace_compiler._way_back import with_way_back
 from braintrace_primitives._jax_compat import Literal, build_jaxpr, eval_jaxpr
 
@@ -27,17 +27,27 @@ def random_feedback(plan: Plan, recurrent: frozenset[int], key: Any) -> Plan:
     for k, operation in enumerate(plan.operations):
         if operation.weight_path in leading or operation.x_var is None:
             continue
+        if operation.loop is not None and operation.loop.echo is not None:
+            raise NotSupportedError(
+                "Random feedback does not reach into a loop whose iterations depend on the operation of earlier ones.",
+                where=operation.source,
+                found=f"{operation.spec.name}, weights {[list(path) for path in operation.parameter_paths]}",
+                expected="a readout outside of loops, or in loops that are unrolled",
+                fix="control_flow=ControlFlowPolicy(unroll_limit=n), with n iterations at least",
+            )
         keys = jax.random.split(jax.random.fold_in(key, k), len(operation.weight_vars))
+        inputs = operation.x_var.aval.shape[-1:]
         feedback[k] = {
-            name: _draw(own, var.aval) for own, (name, var) in zip(keys, operation.weight_vars.items(), strict=True)
+            name: _draw(own, var.aval, inputs)
+            for own, (name, var) in zip(keys, operation.weight_vars.items(), strict=True)
         }
     return plan._replace(feedback=feedback)
 
 
-def _draw(key: Any, aval: Any) -> Any:
-    if aval.ndim < 2:
-        return jnp.zeros(aval.shape, aval.dtype)
-    return jax.random.normal(key, aval.shape, aval.dtype) / jnp.sqrt(aval.shape[0]).astype(aval.dtype)
+def _draw(key: Any, aval: Any, inputs: tuple[int, ...]) -> Any:
+    # Weights in a row are the entries of a sparse matrix, or a bias, by which nothing passes whatever its value.
+    (fan_in,) = aval.shape[:1] if aval.ndim > 1 else inputs or (1,)
+    return jax.random.normal(key, aval.shape, aval.dtype) / jnp.sqrt(fan_in).astype(aval.dtype)
 
 
 def evaluate(plan: Plan, inputs: Sequence[Any], steps: int = 0) -> list[Any]:

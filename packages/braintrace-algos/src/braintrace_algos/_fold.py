@@ -134,6 +134,15 @@ def recall(plan: Plan, carry: Any, weights: Operands, theta: list[Any]) -> list[
     return past(jax.lax.stop_gradient(carry), weights, theta)
 
 
+@jax.custom_vjp
+def _tied(values: Any, signals: Any) -> Any:
+    """`values`; whoever differentiates them asks for the derivative by `signals`, which is zero."""
+    return values
+
+
+_tied.defvjp(lambda values, signals: (values, signals), lambda signals, ct: (ct, jax.tree.map(jnp.zeros_like, signals)))
+
+
 def _exact_enough(carry: Any) -> bool:
     """Whether traces hold what the latest step adds to them as precisely as a gradient would."""
     return all(v.dtype.itemsize >= 4 for v in jax.tree.leaves(carry) if jnp.issubdtype(v.dtype, jnp.inexact))
@@ -176,5 +185,8 @@ def online_step(
     _, tape = run(met, stop(weights), zeros)
     wide = advance(met, stop(tape), stop(meeting.widened(carry)), stop(weights), stop(theta))
     elsewhere = tuple(stop(w) if k in meeting.driving else w for k, w in enumerate(weights))
-    result, _ = run(met, elsewhere, zeros._replace(new=recall(met, wide, weights, theta)))
+    past = recall(met, wide, weights, theta)
+    result, _ = run(met, elsewhere, zeros._replace(new=past))
+    if not met.carry.hears_loss:  # JAX would leave out what meets another signal where the loss sends none
+        result = result._replace(outputs=_tied(result.outputs, past))
     return result, meeting.narrowed(wide, carry)

@@ -85,7 +85,7 @@ class EProp(OnlineLearner):
             check_choice("vjp_method (with a kappa filter)", self.vjp_method, ("single-step",))
         if feedback == "random":
             key = as_key("random_feedback_key", random_feedback_key)
-            self.plan = random_feedback(self.plan, recurrent_groups(self.plan), key)
+            self.plan = random_feedback(self.plan, recurrent_groups(self.graph), key)
 
     def _make_carry(self) -> Carry:
         return FilteredTraceCarry(self.kappa)

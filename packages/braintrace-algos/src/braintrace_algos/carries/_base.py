@@ -31,6 +31,8 @@ class Carry:
     """Whether groups count that no marked operation drives."""
     every_state: ClassVar[bool] = True
     """Whether states count whose past meets no signal."""
+    hears_loss: ClassVar[bool] = True
+    """Whether signals come from the derivative of the loss."""
     constants: ClassVar[tuple[str, ...]] = ()
     """Attributes that what is carried follows from beside the model: with others it is not carried on."""
 

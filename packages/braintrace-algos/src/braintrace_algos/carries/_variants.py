@@ -14,23 +14,19 @@ from braintrace_algos._local import Blocks
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import StepResult, Tape, tape_of
 from braintrace_algos._truncation import TruncatedTrace
-from braintrace_compiler import ETraceGraph, LinearMemory, Omission
+from braintrace_compiler import ETraceGraph, LinearMemory
 from braintrace_compiler._derivatives import true_diagonals
 from braintrace_compiler._entries import Known
+from braintrace_compiler._hidden_groups import recurrent_operations
 from braintrace_primitives._jax_compat import eval_jaxpr
 
 from ._trace import TraceCarry
 
 
-def mixing_operations(graph: ETraceGraph) -> set[Any]:
-    """Outputs of the operations into groups whose previous states reach their new ones through a marked operation."""
-    return {c.operation.y_var for c in graph.certificates() if Omission.RECURRENT_MIXING in c.omissions}
-
-
-def recurrent_groups(plan: Plan) -> frozenset[int]:
-    """Traced groups whose previous states reach their new ones through a marked operation."""
-    mixing = mixing_operations(plan.graph)
-    return frozenset(c.group for c in plan.traced_couplings if plan.operations[c.operation].y_var in mixing)
+def recurrent_groups(graph: ETraceGraph) -> frozenset[int]:
+    """Groups whose previous states reach their new ones through a marked operation."""
+    found = recurrent_operations(graph.module_info, graph.hidden_groups).values()
+    return frozenset(g.index for g in graph.hidden_groups if any(bits >> g.index & 1 for bits in found))
 
 
 class FilteredTraceCarry(TraceCarry):
@@ -53,7 +49,7 @@ class FilteredTraceCarry(TraceCarry):
 
     def filtered(self, plan: Plan) -> frozenset[int]:
         """Groups whose traces are filtered."""
-        return recurrent_groups(plan) if self.kappa else frozenset()
+        return recurrent_groups(plan.graph) if self.kappa else frozenset()
 
     def num_states(self, plan: Plan, group: int) -> int:
         return super().num_states(plan, group) * (2 if group in self.filtered(plan) else 1)
@@ -90,13 +86,12 @@ class CoupledTraceCarry(TraceCarry):
 
     def absorbed(self, graph: ETraceGraph) -> tuple[LinearMemory, ...]:
         # What the recurrence of a group brings into the memory behind it, no row of D tells.
-        mixing = mixing_operations(graph)
-        coupled = {g.index for r in graph.hidden_param_op_relations if r.y_var in mixing for g in r.hidden_groups}
+        coupled = recurrent_groups(graph)
         return tuple(m for m in super().absorbed(graph) if m.source.index not in coupled)
 
     def derivatives_of(self, plan: Plan, group: int) -> tuple[tuple[Any, ...], Callable[..., Blocks]]:
         variables, derivatives = super().derivatives_of(plan, group)
-        if group not in recurrent_groups(plan):
+        if group not in recurrent_groups(plan.graph):
             return variables, derivatives
         own = plan.transitions[group].group
         program, S, count = own.by_state(own.transition_jaxpr), range(own.num_state), len(own.hidden_invars)
@@ -130,6 +125,8 @@ class ModulatedTraceCarry(TraceCarry):
     modulator : brainstate.State
         Read at every step; a scalar, or an array that broadcasts to the positions of every group.
     """
+
+    hears_loss = False
 
     def __init__(self, modulator: brainstate.State):
         self.modulator = modulator
