@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from braintrace_algos import ETraceConfig, LearnerError, LearnerTypeError, compare_gradients, compile
-from braintrace_primitives import element_wise, lora_matmul, matmul
+from braintrace_compiler import NotSupportedError
+from braintrace_primitives import (
+    SparsityPattern,
+    element_wise,
+    embedding,
+    lora_matmul,
+    matmul,
+    sparse_matmul,
+)
 
 B, I, H, O, T = 2, 2, 3, 2, 5
 A = 0.7
@@ -31,6 +39,9 @@ class LeakyTanh(brainstate.nn.Module):
     def update(self, x):
         y = matmul(jnp.concatenate([x, self.h.value], -1), self.W.value)
         self.h.value = A * self.h.value + (1 - A) * jnp.tanh(y)
+        return self.read()
+
+    def read(self):
         return matmul(self.h.value, self.V.value)
 
 
@@ -106,6 +117,63 @@ def test_e_prop_with_random_feedback():
     close(grads["V"], gradient("eprop")[2]["V"])
     with pytest.raises(LearnerTypeError, match="key"):
         gradient("eprop", feedback="random")
+
+
+def test_random_feedback_passes_a_sparse_readout():
+    """Its weights come in one row, as those of a bias do."""
+    pattern = SparsityPattern(*np.nonzero(np.ones((H, O))), (H, O))
+
+    class Sparse(LeakyTanh):
+        def read(self):
+            return sparse_matmul(self.h.value, self.V.value.reshape(-1), sparse_mat=pattern)
+
+    learner, model, grads = gradient("eprop", Sparse(), feedback="random", random_feedback_key=0)
+    (feedback,) = (np.asarray(v["weight"]).reshape(H, O) for v in learner.plan.feedback.values())
+    assert np.abs(feedback).min() > 0
+    expected, e = np.zeros((I + H, H)), np.zeros((B, I + H, H))
+    for u, F, _, L in Steps(model, feedback):
+        e = A * e + u[:, :, None] * F[:, None, :]
+        expected += np.einsum("bo,bio->io", L, e)
+    close(grads["W"], expected)
+
+
+@pytest.mark.parametrize("iterations", [3, 40])
+def test_random_feedback_into_loops(iterations):
+    """Long loops stay loops, in which the readout passes signals by its own weights."""
+
+    class Settling(LeakyTanh):
+        def read(self):
+            def settle(r, _):
+                return jnp.tanh(r + matmul(self.h.value + r.sum(-1, keepdims=True), self.V.value)), None
+
+            return jax.lax.scan(settle, jnp.zeros((B, O)), None, iterations)[0]
+
+    options = {"feedback": "random", "random_feedback_key": 0}
+    if iterations < 32:
+        _, _, grads = gradient("eprop", Settling(), **options)
+        assert np.abs(grads["W"] - gradient("eprop", Settling())[2]["W"]).max() > 0.01
+    else:
+        with pytest.raises(NotSupportedError, match=r"unroll_limit"):
+            gradient("eprop", Settling(), **options)
+
+
+def test_the_filter_leaves_groups_without_recurrence_alone():
+    """An operation may drive a recurrent group and another that it leads nowhere from."""
+
+    class Shared(LeakyTanh):
+        def init_state(self, batch_size=None):
+            super().init_state(batch_size)
+            self.r = brainstate.HiddenState(jnp.zeros((batch_size, H)))
+
+        def update(self, x):
+            y = matmul(jnp.concatenate([x, self.h.value], -1), self.W.value)
+            self.h.value = jnp.tanh(A * self.h.value + y)
+            self.r.value = A * self.r.value + y
+            return matmul(self.r.value + 0 * self.h.value, self.V.value)
+
+    learner, _, plain = gradient("eprop", Shared())
+    assert len(learner.graph.hidden_groups) == 2
+    close(gradient("eprop", Shared(), kappa_filter_decay=0.6)[2]["W"], plain["W"])
 
 
 @jax.custom_jvp
@@ -255,6 +323,83 @@ def test_ottt_and_its_regime_of_exactness():
     close(grads["W"], expected)
 
 
+class Integrators(brainstate.nn.Module):
+    """h = 0.4 h + y, read out as it is."""
+
+    def __init__(self, y, **params):
+        super().__init__()
+        self.y, self.names = y, tuple(params)
+        for name, value in params.items():
+            setattr(self, name, brainstate.ParamState(jnp.asarray(value, jnp.float32)))
+
+    def init_state(self, batch_size=None):
+        self.h = brainstate.HiddenState(jnp.zeros((H,) if batch_size is None else (batch_size, H)))
+
+    def update(self, x):
+        self.h.value = 0.4 * self.h.value + self.y(x, *(getattr(self, name).value for name in self.names))
+        return self.h.value[..., :O]
+
+
+INTEGRATORS = {
+    "bias": (lambda x, w, b: matmul(x, w, b), {"w": RNG.normal(size=(I, H)), "b": RNG.normal(size=H)}),
+    "embedding": (lambda x, w: embedding(jnp.floor(2 * x[..., 0]).astype(int), w), {"w": RNG.normal(size=(8, H))}),
+    "loop": (
+        lambda x, w: jax.lax.scan(
+            lambda y, k: (y + embedding(jnp.floor(k * x[..., 0]).astype(int) + 4, w), None),
+            jnp.zeros((*x.shape[:-1], H)),
+            jnp.linspace(0, 2, 40),
+        )[0],
+        {"w": RNG.normal(size=(20, H))},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INTEGRATORS)
+@pytest.mark.parametrize("options", [{}, {"vmap": True}, {"vjp_method": "multi-step", "window": 2}])
+def test_ottt_is_exact_for_what_only_leaks(name, options):
+    """A bias is the weight of an input of one; the index of a row is no number to be filtered."""
+    y, params = INTEGRATORS[name]
+    learner, model, grads = gradient("ottt", Integrators(y, **params), decay=0.4, **options)
+    if "vmap" not in options:
+        told = {c["carry"]: c["bytes"] for c in learner.report.carries}["two factors"]
+        assert told == 4 * sum(v.size for name in "xf" for v in jax.tree.leaves(learner.etraces.value[name]))
+    exact = gradient("bptt", model)[2]
+    for path, grad in grads.items():
+        close(grad, exact[path])
+    if "window" not in options:
+        learner.reset_state()
+        step = brainstate.transform.grad(lambda x, y: ((learner(x) - y) ** 2).sum(), learner.param_states)
+        singly = [step(jnp.asarray(x), jnp.asarray(y)) for x, y in zip(XS, YS, strict=True)]
+        for path, grad in grads.items():
+            close(sum(np.asarray(g[path,]) for g in singly), grad)
+
+
+def test_a_bias_of_pp_prop_is_the_weight_of_an_input_of_one():
+    """Here the bias of the recurrent layer is a row of its weights, or not; the same with a row of a table."""
+
+    class Biased(LeakyTanh):
+        def __init__(self, join):
+            super().__init__()
+            self.join, self.b = join, brainstate.ParamState(jnp.asarray(RNG.normal(size=H), jnp.float32))
+
+        def update(self, x):
+            u = jnp.concatenate([x, self.h.value], -1)
+            self.h.value = A * self.h.value + (1 - A) * jnp.tanh(self.join(u, self.W.value, self.b.value))
+            return self.read()
+
+    def row(u, w, b):
+        return matmul(jnp.concatenate([u, jnp.ones((*u.shape[:-1], 1))], -1), jnp.concatenate([w, b[None]]))
+
+    model, options = Biased(row), {"decay_or_rank": (0.9, 0.5)}
+    expected = gradient("pp_prop", model, **options)[2]
+    for join in (matmul, lambda u, w, b: matmul(u, w) + embedding(jnp.zeros(u.shape[:-1], int), b[None])):
+        model.join = join
+        for fold in (1, 2, T):
+            found = gradient("pp_prop", model, fold=fold, **options)[2]
+            close(found["W"], expected["W"])
+            close(found["b"], expected["b"])
+
+
 def test_ostl_without_memory_is_the_instantaneous_product():
     _, model, grads = gradient("ostl_feedforward")
     close(grads["W"], sum(np.einsum("bi,bo->io", u, L * F) for u, F, _, L in Steps(model)))
@@ -300,6 +445,23 @@ def test_a_modulator_that_is_the_signal_gives_the_symmetric_rule():
 
     grads = learner.etrace_grad(XS, YS, np.stack(signals), step_fn=step, reduction="sum")
     close(np.asarray(grads["W",]), expected)
+
+
+@pytest.mark.parametrize("vmap", [False, True])
+def test_a_modulator_reaches_what_has_no_derivative_in_single_calls(vmap):
+    """Spikes without a surrogate: the readout learns by the loss, and no derivative of it comes to the states."""
+
+    class Hard(LeakyTanh):
+        def read(self):
+            return matmul((self.h.value > 0).astype(self.V.value.dtype), self.V.value)
+
+    learner, _, grads = gradient("three_factor", Hard(), modulator=0.3, vmap=vmap)
+    learner.reset_state()
+    step = brainstate.transform.grad(lambda x, y: ((learner(x) - y) ** 2).sum(), learner.param_states)
+    singly = [step(jnp.asarray(x), jnp.asarray(y)) for x, y in zip(XS, YS, strict=True)]
+    assert np.abs(grads["W"]).max() > 0.1
+    close(sum(np.asarray(g["V",]) for g in singly), grads["V"])
+    close(sum(np.asarray(g["W",]) for g in singly), grads["W"])
 
 
 @pytest.mark.parametrize("vmap", [False, True])

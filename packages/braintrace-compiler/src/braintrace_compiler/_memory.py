@@ -103,8 +103,11 @@ def input_bytes(relations: Iterable[HiddenParamOpRelation]) -> int:
     uses = [use for relation in relations for use in relation.uses if use.x_var is not None]
     widest: dict[Any, int] = {}
     for use in uses:
-        widest[use.x_var] = max(widest.get(use.x_var, 0), itemsize(use.y_var))
-    return sum(int(x.aval.size) * size for x, size in widest.items())
+        weights = {n: _struct(v) for n, v in use.weight_vars.items()}
+        summed = jax.eval_shape(lambda x, use=use, w=weights: use.spec.trace_rule.addend(x, w), _struct(use.x_var))
+        key = use.x_var, math.prod(summed.shape)
+        widest[key] = max(widest.get(key, 0), itemsize(use.y_var))
+    return sum(elements * size for (_, elements), size in widest.items())
 
 
 def influence_bytes(minfo: ModuleInfo) -> tuple[int, int]:

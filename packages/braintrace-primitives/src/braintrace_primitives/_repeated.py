@@ -51,6 +51,12 @@ class RepeatedTraceRule(TraceRule):
     def acts_beside_input(self, weights):
         return self.rule.acts_beside_input(weights)
 
+    def addend(self, x, weights):
+        return self.rule.addend(x, weights)
+
+    def pullback_of_sums(self, sums, weights, gs, params):
+        return self.rule.pullback_of_sums(_flat(sums), weights, _flat(gs), params)
+
     def remark(self, params):
         return self.rule.remark(params)
 

@@ -202,6 +202,14 @@ class TraceRule:
         """Whether the op may give anything but zero where its input is zero, as with a bias."""
         return True
 
+    def addend(self, x: Any, weights: Mapping[str, Any]) -> Any:
+        """The input as what may be weighed and added up over time; the op is affine in it, by `pullback_of_sums`."""
+        return x
+
+    def pullback_of_sums(self, sums: Any, weights: Mapping[str, Any], gs: Any, params: Mapping[str, Any]) -> Arrays:
+        """`pullback` where the inputs are sums of what `addend` gives."""
+        return self.pullback(sums, weights, gs, params)
+
     def remark(self, params: Mapping[str, Any]) -> str:
         """What a report should say of the trace, a sentence or nothing."""
         return ""

@@ -12,6 +12,7 @@ from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._local import blocks_of, derivatives_of, with_local
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._step import StepResult, Tape, tape_of
+from braintrace_compiler import MarkedOperation
 from braintrace_primitives._trace_rule import over_states
 
 from ._base import Carry
@@ -28,7 +29,8 @@ class FactoredCarry(Carry):
     and e_f is divided by ``1 - a_f^n`` after n steps where `normalise` is set. Operations without an input
     (element-wise parameters) keep the exact trace, which is as small. Several uses of one weight in a step
     keep two factors each, since an outer product of sums is not the sum of outer products. Operations that read the
-    same input share e_x.
+    same input share e_x. A bias is the weight of an input of one; of an index, x is the row of ones and zeros that it
+    stands for.
 
     Parameters
     ----------
@@ -61,7 +63,7 @@ class FactoredCarry(Carry):
             precision = dtype or jnp.promote_types(y.dtype, jnp.float32)
             S = plan.num_states(c.group)
             wider = precision if key not in x else jnp.promote_types(precision, x[key].dtype)
-            x[key] = jnp.zeros(operation.x_var.aval.shape, wider)
+            x[key] = jnp.zeros(_addend(operation).shape, wider)
             f[c.key] = jnp.zeros((S, *feed_shape(c.feed, y.shape)), precision)
         trace = self.exact.init(_without_factored(plan), dtype)
         return {"x": x, "f": f, "trace": trace, "steps": jnp.zeros((), jnp.int32)}
@@ -82,27 +84,31 @@ class FactoredCarry(Carry):
         if entry is not None:
             return Folded(exact.x, exact.g, self.entry_gradient(plan, carry, entry, weights), new)
 
-        x, g = list(exact.x), list(exact.g)
+        x, g, past = list(exact.x), list(exact.g), list(exact.past)
         for c in _factored(plan):
             g[c.operation] = jnp.zeros_like(g[c.operation])
-            x[c.operation] = history["x"][_input_key(plan, c)].astype(x[c.operation].dtype)
         for c in _factored(plan):
             sent = spread(c.feed, window.signals[c.group], 2) * self._normalised(history["f"][c.key], history["steps"])
             onto_y = collect(c.feed, over_states(sent, 1), plan.operations[c.operation].y_var.aval.shape)
             g[c.operation] = g[c.operation] + onto_y.astype(g[c.operation].dtype)
-        return Folded(x, g, exact.past, new)
+        for k, key in {c.operation: _input_key(plan, c) for c in _factored(plan)}.items():
+            if _adds_up(plan.operations[k]):
+                mean, g[k] = self._weighed(plan, k, history["x"][key], g[k], history["steps"])
+                x[k] = mean.astype(x[k].dtype)
+            else:  # sum_t g^t e_x^t = sum_s (sum_{t >= s} a_x^{t-s} g^t) x^s, where only inputs of one step are given
+                g[k], first = self._backwards(g[k])
+                past[k] = self._of_sums(plan, k, carry["x"][key], self.decay_x * first, weights)
+        return Folded(x, g, past, new)
 
     def entry_gradient(
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
     ) -> list[dict[str, Any]]:
         total = self.exact.entry_gradient(_without_factored(plan), carry["trace"], signals, weights)
         for c in _factored(plan):
-            operation = plan.operations[c.operation]
             sent = spread(c.feed, signals[c.group], 1) * self._normalised(carry["f"][c.key], carry["steps"])
-            g = collect(c.feed, over_states(sent, 0)[None], operation.y_var.aval.shape)
-            x = carry["x"][_input_key(plan, c)][None].astype(operation.x_var.aval.dtype)
-            dw = operation.spec.trace_rule.pullback(x, weights[c.operation], g, operation.eqn.params)
-            for name, value in dw.items():
+            g = collect(c.feed, over_states(sent, 0)[None], plan.operations[c.operation].y_var.aval.shape)[0]
+            x, g = self._weighed(plan, c.operation, carry["x"][_input_key(plan, c)], g, carry["steps"])
+            for name, value in self._of_sums(plan, c.operation, x, g, weights).items():
                 total[c.operation][name] = total[c.operation].get(name, 0) + value
         return total
 
@@ -135,8 +141,38 @@ class FactoredCarry(Carry):
 
     def _filtered(self, plan: Plan, tape: Tape, old: dict[str, Any]) -> dict[str, Any]:
         """e_x, one step on."""
-        inputs = {_input_key(plan, c): tape.x[c.operation] for c in _factored(plan)}
+        inputs = {
+            _input_key(plan, c): _addend(plan.operations[c.operation], tape.x[c.operation]) for c in _factored(plan)
+        }
         return {key: (self.decay_x * old[key] + x).astype(old[key].dtype) for key, x in inputs.items()}
+
+    def _weighed(self, plan: Plan, k: int, x: Any, g: Any, steps: Any) -> tuple[Any, Any]:
+        """e_x and what the output of an operation receives, with a bias for the weight of an input of one.
+
+        That input has e_x = 1 + a_x + ... + a_x^{n-1} after n steps, which is taken out of e_x, and put to g.
+        """
+        operation = plan.operations[k]
+        if not self.decay_x or not operation.spec.trace_rule.acts_beside_input(operation.weight_vars):
+            return x, g
+        one = (1.0 - self.decay_x ** jnp.maximum(steps, 1)) / (1.0 - self.decay_x)
+        at_x, at_g = (one.reshape(*one.shape, *(1,) * (v.ndim - one.ndim)).astype(v.dtype) for v in (x, g))
+        return x / at_x, g * at_g
+
+    def _of_sums(self, plan: Plan, k: int, x: Any, g: Any, weights: Operands) -> dict[str, Any]:
+        """The gradient of the weights of an operation from what is summed of its inputs."""
+        operation = plan.operations[k]
+        x = x[None].astype(_addend(operation).dtype)
+        return operation.spec.trace_rule.pullback_of_sums(x, weights[k], g[None], operation.eqn.params)
+
+    def _backwards(self, g: Any) -> tuple[Any, Any]:
+        """``sum_{t >= s} a_x^{t-s} g^t`` for every s, and for the first."""
+
+        def step(later: Any, now: Any) -> tuple[Any, Any]:
+            both = (self.decay_x * later + now).astype(now.dtype)
+            return both, both
+
+        first, summed = jax.lax.scan(step, jnp.zeros_like(g[0]), g, reverse=True)
+        return summed, first
 
     def _followed(self, plan: Plan, couplings: Sequence[Coupling], tape: Tape, old: dict[str, Any]) -> dict[str, Any]:
         """e_f of some couplings, one step on."""
@@ -164,9 +200,24 @@ def _factored(plan: Plan) -> list[Coupling]:
 
 
 def _input_key(plan: Plan, c: Coupling) -> str:
-    """Name of the e_x of a coupling: the first operation with the same input."""
-    x_var = plan.operations[c.operation].x_var
-    return str(next(k for k, operation in enumerate(plan.operations) if operation.x_var is x_var))
+    """Name of the e_x of a coupling: the first operation with the same input, and of the same shape of it."""
+    own = plan.operations[c.operation]
+    same = (k for k, operation in enumerate(plan.operations) if operation.x_var is own.x_var)
+    return str(next(k for k in same if _addend(plan.operations[k]).shape == _addend(own).shape))
+
+
+def _addend(operation: MarkedOperation, x: Any = None) -> Any:
+    """What e_x sums up of an input; its shape and dtype where there is none."""
+    weights = {name: jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for name, v in operation.weight_vars.items()}
+    rule = operation.spec.trace_rule
+    if x is not None:
+        return rule.addend(x, weights)
+    return jax.eval_shape(lambda x: rule.addend(x, weights), operation.x_var.aval)
+
+
+def _adds_up(operation: MarkedOperation) -> bool:
+    """Whether inputs are added up as they are."""
+    return _addend(operation).shape == operation.x_var.aval.shape
 
 
 def _without_factored(plan: Plan) -> Plan:

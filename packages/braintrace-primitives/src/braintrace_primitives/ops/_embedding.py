@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
@@ -51,6 +52,15 @@ class EmbeddingTraceRule(TraceRule):
     def contract(self, trace, signal, weights, params):
         terms = mix(signal[None, ..., None, :], trace["weight"])[0]
         return {"weight": cast_like(sum_leading(terms, terms.ndim - 2), weights["weight"])}
+
+    def addend(self, x, weights):
+        """Which row was looked up, by ones and zeros: indices do not add up."""
+        rows, dtype = weights["weight"].shape[0], weights["weight"].dtype
+        return jax.nn.one_hot(jnp.where(x < 0, x + rows, x), rows, dtype=dtype)
+
+    def pullback_of_sums(self, sums, weights, gs, params):
+        of_table = jnp.einsum("...n,...d->nd", sums, gs.astype(sums.dtype))
+        return {"weight": cast_like(of_table, weights["weight"])}
 
 
 def _embedding(indices, weight):
