@@ -13,7 +13,8 @@ class OTTT(OnlineLearner):
     .. math:: â^t = λ \\, â^{t-1} + x^t, \\qquad dw = Σ_t (L^t F^t) ⊗ â^t
 
     The temporal dependence through the postsynaptic state is replaced by the leak of the neuron. Exact for a neuron
-    that only leaks with λ, without reset.
+    that only leaks with λ, without reset. A bias, which no input comes in by, learns by L^t F^t alone, and is not
+    exact there: give the input a one for one that is.
 
     Parameters
     ----------

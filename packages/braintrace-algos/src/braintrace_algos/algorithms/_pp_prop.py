@@ -17,8 +17,9 @@ class pp_prop(OnlineLearner):
               dw = Σ_t L^t · \\frac{ε_f^t}{1 - α_f^t} ⊗ ε_x^t
 
     with L^t = ∂l^t/∂h^t the signal at the new states. Memory is B · (I + O · S) numbers for each operation with I
-    inputs and O outputs: linear in the number of units. A bias is the weight of an input of one, and the index of an
-    embedding the row of ones and zeros that it stands for. An approximation; with α = 0 only the current step counts.
+    inputs and O outputs: linear in the number of units. The index of an embedding stands for a row of ones and zeros. A
+    bias, which no input comes in by, meets ε_f alone: give the input a one for a bias that is filtered. An
+    approximation; with α = 0 only the current step counts.
     With ``vjp_method="multi-step"`` a window is differentiated as a whole and the factors stand for what came before.
 
     Parameters

@@ -29,8 +29,7 @@ class FactoredCarry(Carry):
     and e_f is divided by ``1 - a_f^n`` after n steps where `normalise` is set. Operations without an input
     (element-wise parameters) keep the exact trace, which is as small. Several uses of one weight in a step
     keep two factors each, since an outer product of sums is not the sum of outer products. Operations that read the
-    same input share e_x. A bias is the weight of an input of one; of an index, x is the row of ones and zeros that it
-    stands for.
+    same input share e_x. Of an index, x is the row of ones and zeros that it stands for. A bias meets e_f alone.
 
     Parameters
     ----------
@@ -93,8 +92,7 @@ class FactoredCarry(Carry):
             g[c.operation] = g[c.operation] + onto_y.astype(g[c.operation].dtype)
         for k, key in {c.operation: _input_key(plan, c) for c in _factored(plan)}.items():
             if _adds_up(plan.operations[k]):
-                mean, g[k] = self._weighed(plan, k, history["x"][key], g[k], history["steps"])
-                x[k] = mean.astype(x[k].dtype)
+                x[k] = history["x"][key].astype(x[k].dtype)
             else:  # sum_t g^t e_x^t = sum_s (sum_{t >= s} a_x^{t-s} g^t) x^s, where only inputs of one step are given
                 g[k], first = self._backwards(g[k])
                 past[k] = self._of_sums(plan, k, carry["x"][key], self.decay_x * first, weights)
@@ -107,7 +105,7 @@ class FactoredCarry(Carry):
         for c in _factored(plan):
             sent = spread(c.feed, signals[c.group], 1) * self._normalised(carry["f"][c.key], carry["steps"])
             g = collect(c.feed, over_states(sent, 0)[None], plan.operations[c.operation].y_var.aval.shape)[0]
-            x, g = self._weighed(plan, c.operation, carry["x"][_input_key(plan, c)], g, carry["steps"])
+            x = carry["x"][_input_key(plan, c)]
             for name, value in self._of_sums(plan, c.operation, x, g, weights).items():
                 total[c.operation][name] = total[c.operation].get(name, 0) + value
         return total
@@ -145,18 +143,6 @@ class FactoredCarry(Carry):
             _input_key(plan, c): _addend(plan.operations[c.operation], tape.x[c.operation]) for c in _factored(plan)
         }
         return {key: (self.decay_x * old[key] + x).astype(old[key].dtype) for key, x in inputs.items()}
-
-    def _weighed(self, plan: Plan, k: int, x: Any, g: Any, steps: Any) -> tuple[Any, Any]:
-        """e_x and what the output of an operation receives, with a bias for the weight of an input of one.
-
-        That input has e_x = 1 + a_x + ... + a_x^{n-1} after n steps, which is taken out of e_x, and put to g.
-        """
-        operation = plan.operations[k]
-        if not self.decay_x or not operation.spec.trace_rule.acts_beside_input(operation.weight_vars):
-            return x, g
-        one = (1.0 - self.decay_x ** jnp.maximum(steps, 1)) / (1.0 - self.decay_x)
-        at_x, at_g = (one.reshape(*one.shape, *(1,) * (v.ndim - one.ndim)).astype(v.dtype) for v in (x, g))
-        return x / at_x, g * at_g
 
     def _of_sums(self, plan: Plan, k: int, x: Any, g: Any, weights: Operands) -> dict[str, Any]:
         """The gradient of the weights of an operation from what is summed of its inputs."""
