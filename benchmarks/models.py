@@ -92,7 +92,8 @@ def network(regime: Regime) -> Network:
         rng = np.random.default_rng(zlib.crc32(".".join(map(str, path)).encode()))
         state.value = jax.tree.map(lambda leaf, rng=rng: jnp.asarray(_initial(leaf.shape, rng)), state.value)
     if regime.cell == "gru-wr":
-        model.rnn.Wr.weight = Fixed(model.rnn.Wr.weight.value)
+        gate: Any = model.rnn
+        gate.Wr.weight = Fixed(gate.Wr.weight.value)
     return model
 
 
