@@ -152,9 +152,14 @@ class Checkpoints(Training):
         if not parameters_only:
             self._initial = [(state, values[f"initial.{i}"]) for i, (state, _) in enumerate(self._initial)]
 
+    def __copy__(self) -> Any:
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise LearnerTypeError(
-            "A learner is neither pickled nor copied shallowly: it belongs to compiled programs and states of its own.",
+            "A learner is not pickled: it belongs to compiled programs and states of its own.",
             where=type(self).__name__,
             fix="learner.save(path), and restore(path) of a learner that is compiled from the same model; "
             "copy.deepcopy(learner) copies one in this process",
