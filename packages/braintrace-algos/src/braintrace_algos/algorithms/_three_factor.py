@@ -16,7 +16,8 @@ class ThreeFactor(OnlineLearner):
 
     .. math:: dw = Σ_t m^t \\, e^t, \\qquad e^t = D^t e^{t-1} + F^t \\, ∂y^t/∂w
 
-    m^t takes the place of L^t = ∂l^t/∂h^t for the weights that drive hidden states; a scalar reaches every state alike.
+    m^t takes the place of L^t = ∂l^t/∂h^t for the weights that drive hidden states; a scalar reaches every state alike,
+    two states that hold one value each for itself.
     All other parameters (readouts) keep the gradient of the loss. Single calls under ``grad`` need a loss that has some
     derivative by the output: for a constant, JAX asks nobody.
 
