@@ -1,6 +1,7 @@
 """The site tells of everything public: each name has its place in the reference, each error its code."""
 
 import pathlib
+import pkgutil
 import re
 import types
 
@@ -36,6 +37,18 @@ def test_every_public_name_has_a_place(package):
     described |= set(re.findall(r"`(\w+)`", PAGES["reference.md"]))
     of_nn = "nn." if package is braintrace_nn else ""
     missing = [name for name in of_ours(package) if not {name, of_nn + name} & described]
+    assert not missing
+
+
+def test_what_the_site_describes_is_there():
+    named = {name for page in PAGES.values() for name in re.findall(r"auto(?!module)\w+:: (braintrace[\w.]+)", page)}
+    assert len(named) > 150
+    missing = []
+    for name in named:
+        try:
+            pkgutil.resolve_name(name)
+        except (AttributeError, ImportError):
+            missing.append(name)
     assert not missing
 
 
