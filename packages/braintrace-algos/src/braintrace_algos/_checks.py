@@ -40,15 +40,20 @@ def fixed(cls: type, options: Mapping[str, Any], **values: Any) -> dict[str, Any
     return {**options, **values}
 
 
+def is_count(value: Any) -> bool:
+    """Whether a value is an integer of at least 1."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
+
+
 def check_steps(name: str, value: Any) -> None:
     """Refuse a value of option `name` that is no number of steps."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+    if not is_count(value):
         raise LearnerError(f"`{name}` must be a number of steps.", found=repr(value), expected="an int of at least 1")
 
 
 def check_fold(fold: Any) -> None:
     """Refuse a fold that is neither a number of steps nor "auto"."""
-    if fold != "auto" and (isinstance(fold, bool) or not isinstance(fold, (int, np.integer)) or fold < 1):
+    if fold != "auto" and not is_count(fold):
         raise LearnerError("`fold` must be a number of steps.", found=repr(fold), expected='an int ≥ 1, or "auto"')
 
 

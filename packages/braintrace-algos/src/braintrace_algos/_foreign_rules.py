@@ -5,7 +5,6 @@ the operations are held against derivatives by their own tests, and cost nothing
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 
@@ -18,28 +17,17 @@ def check_pullbacks(operations: Iterable[MarkedOperation]) -> None:
     """Refuse rules whose gradient within a window does not have the shapes of the weights."""
     for operation in operations:
         if _is_foreign(operation.spec.trace_rule):
-            x, weights, y = operands_of(operation)
+            x, weights, y = operation.operand_types
             require_pullback(operation.spec.name, operation.spec.trace_rule, x, weights, y, operation.eqn.params)
 
 
 def check_trace(operation: MarkedOperation, rule: TraceRule, shape: tuple[int, ...], num_states: int) -> None:
     """Refuse a rule whose methods do not agree on the trace of an output of some `shape`, at the elements it drives."""
     if _is_foreign(rule):
-        x, weights, y = operands_of(operation)
+        x, weights, y = operation.operand_types
         y = jax.ShapeDtypeStruct(shape, y.dtype)
         require_trace(operation.spec.name, rule, x, weights, y, num_states, operation.eqn.params)
 
 
-def operands_of(operation: MarkedOperation) -> tuple[Any, dict[str, Any], Any]:
-    """Shapes and dtypes of the input of an operation (or None), of its weights and of its output."""
-    weights = {name: _struct(v.aval) for name, v in operation.weight_vars.items()}
-    x = None if operation.x_var is None else _struct(operation.x_var.aval)
-    return x, weights, _struct(operation.y_var.aval)
-
-
 def _is_foreign(rule: TraceRule) -> bool:
     return type(rule).__module__.partition(".")[0] != "braintrace_primitives"
-
-
-def _struct(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)

@@ -103,9 +103,7 @@ def input_bytes(relations: Iterable[HiddenParamOpRelation]) -> int:
     uses = [use for relation in relations for use in relation.uses if use.x_var is not None]
     widest: dict[Any, int] = {}
     for use in uses:
-        weights = {n: _struct(v) for n, v in use.weight_vars.items()}
-        summed = jax.eval_shape(lambda x, use=use, w=weights: use.spec.trace_rule.addend(x, w), _struct(use.x_var))
-        key = use.x_var, math.prod(summed.shape)
+        key = use.x_var, math.prod(use.addend.shape)
         widest[key] = max(widest.get(key, 0), itemsize(use.y_var))
     return sum(elements * size for (_, elements), size in widest.items())
 
@@ -139,14 +137,8 @@ def itemsize(var: Any) -> int:
 
 def _trace_elements(relation: HiddenParamOpRelation, group: HiddenGroup, feed: Feed, num_states: int) -> int:
     operation = relation.operation
-    rule, y = operation.spec.trace_rule, _struct(operation.y_var)
+    rule, (x, weights, y) = operation.spec.trace_rule, operation.operand_types
     if feed.kind is FeedKind.BROADCAST:
         assert feed.index is not None
         rule, y = rule.expanded(feed.index), jax.ShapeDtypeStruct(feed.index.shape, y.dtype)
-    weights = {n: _struct(v) for n, v in operation.weight_vars.items()}
-    x = None if operation.x_var is None else _struct(operation.x_var)
     return rule.trace_size(x, weights, y, num_states, operation.eqn.params)
-
-
-def _struct(var: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)

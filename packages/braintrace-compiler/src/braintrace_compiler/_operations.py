@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+
 from braintrace_primitives import ETPPrimitiveSpec, get_primitive_spec
 
 from ._descent import LoopedOperation
@@ -70,6 +72,22 @@ class MarkedOperation(NamedTuple):
     def y_var(self) -> Var:
         """The output."""
         return self.eqn.outvars[0]
+
+    @property
+    def operand_types(self) -> tuple[Any, dict[str, Any], Any]:
+        """Shapes and dtypes of the input (or None), of the weights by name, and of the output."""
+        weights = {name: _type_of(v) for name, v in self.weight_vars.items()}
+        return None if self.x_var is None else _type_of(self.x_var), weights, _type_of(self.y_var)
+
+    @property
+    def addend(self) -> Any:
+        """Shape and dtype of what may be added up of the input over time, see `TraceRule.addend`."""
+        x, weights, _ = self.operand_types
+        return jax.eval_shape(lambda x: self.spec.trace_rule.addend(x, weights), x)
+
+
+def _type_of(var: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype)
 
 
 def trace_var_to_param(

@@ -5,9 +5,8 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from braintrace_algos._checks import as_key, check_window, fixed
+from braintrace_algos._checks import as_key, check_window, fixed, is_count
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._learner import OnlineLearner
 from braintrace_algos.carries import LARGEST, Carry, InfluenceCarry, NeighbourhoodCarry, SketchCarry
@@ -88,7 +87,7 @@ class SnAp(OnlineLearner):
     """
 
     def __init__(self, *args: Any, n: int = 1, limit: int = LARGEST, **options: Any):
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        if not is_count(n):
             raise LearnerError(
                 "The order of SnAp is a number of steps.", found=repr(n), expected="an int of at least 1"
             )

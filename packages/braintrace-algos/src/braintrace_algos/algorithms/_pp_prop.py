@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from braintrace_algos._checks import is_count
 from braintrace_algos._errors import LearnerError
 from braintrace_algos._learner import OnlineLearner
 from braintrace_algos.carries import Carry, FactoredCarry
@@ -56,7 +57,7 @@ class pp_prop(OnlineLearner):
 
 def decay_of(value: Any) -> float:
     """The decay α that a decay or an integer rank r stands for, (r - 1) / (r + 1)."""
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1:
+    if is_count(value):
         return float((value - 1) / (value + 1))
     if isinstance(value, (float, np.floating)) and 0.0 <= value < 1.0:
         return float(value)

@@ -62,7 +62,7 @@ class FactoredCarry(Carry):
             precision = dtype or jnp.promote_types(y.dtype, jnp.float32)
             S = plan.num_states(c.group)
             wider = precision if key not in x else jnp.promote_types(precision, x[key].dtype)
-            x[key] = jnp.zeros(_addend(operation).shape, wider)
+            x[key] = jnp.zeros(operation.addend.shape, wider)
             f[c.key] = jnp.zeros((S, *feed_shape(c.feed, y.shape)), precision)
         trace = self.exact.init(_without_factored(plan), dtype)
         return {"x": x, "f": f, "trace": trace, "steps": jnp.zeros((), jnp.int32)}
@@ -139,15 +139,17 @@ class FactoredCarry(Carry):
 
     def _filtered(self, plan: Plan, tape: Tape, old: dict[str, Any]) -> dict[str, Any]:
         """e_x, one step on."""
-        inputs = {
-            _input_key(plan, c): _addend(plan.operations[c.operation], tape.x[c.operation]) for c in _factored(plan)
-        }
+        inputs = {}
+        for c in _factored(plan):
+            operation = plan.operations[c.operation]
+            _, weights, _ = operation.operand_types
+            inputs[_input_key(plan, c)] = operation.spec.trace_rule.addend(tape.x[c.operation], weights)
         return {key: (self.decay_x * old[key] + x).astype(old[key].dtype) for key, x in inputs.items()}
 
     def _of_sums(self, plan: Plan, k: int, x: Any, g: Any, weights: Operands) -> dict[str, Any]:
         """The gradient of the weights of an operation from what is summed of its inputs."""
         operation = plan.operations[k]
-        x = x[None].astype(_addend(operation).dtype)
+        x = x[None].astype(operation.addend.dtype)
         return operation.spec.trace_rule.pullback_of_sums(x, weights[k], g[None], operation.eqn.params)
 
     def _backwards(self, g: Any) -> tuple[Any, Any]:
@@ -189,21 +191,12 @@ def _input_key(plan: Plan, c: Coupling) -> str:
     """Name of the e_x of a coupling: the first operation with the same input, and of the same shape of it."""
     own = plan.operations[c.operation]
     same = (k for k, operation in enumerate(plan.operations) if operation.x_var is own.x_var)
-    return str(next(k for k in same if _addend(plan.operations[k]).shape == _addend(own).shape))
-
-
-def _addend(operation: MarkedOperation, x: Any = None) -> Any:
-    """What e_x sums up of an input; its shape and dtype where there is none."""
-    weights = {name: jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for name, v in operation.weight_vars.items()}
-    rule = operation.spec.trace_rule
-    if x is not None:
-        return rule.addend(x, weights)
-    return jax.eval_shape(lambda x: rule.addend(x, weights), operation.x_var.aval)
+    return str(next(k for k in same if plan.operations[k].addend.shape == own.addend.shape))
 
 
 def _adds_up(operation: MarkedOperation) -> bool:
     """Whether inputs are added up as they are."""
-    return _addend(operation).shape == operation.x_var.aval.shape
+    return operation.addend.shape == operation.x_var.aval.shape
 
 
 def _without_factored(plan: Plan) -> Plan:

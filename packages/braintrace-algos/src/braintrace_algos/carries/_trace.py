@@ -16,7 +16,7 @@ from braintrace_algos._factored_rules import (
 )
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
-from braintrace_algos._foreign_rules import check_trace, operands_of
+from braintrace_algos._foreign_rules import check_trace
 from braintrace_algos._led_rule import LedTraceRule, factored_places
 from braintrace_algos._local import Blocks, Followed, blocks_of, derivatives_of, with_local
 from braintrace_algos._plan import Coupling, Operands, Plan
@@ -54,11 +54,7 @@ class TraceCarry(Carry):
     def prepare(self, plan: Plan) -> Plan:
         """Traces that are proven to factorise are kept as factors, and others cut short where that was chosen."""
         self.choice.require_known(plan.operations)
-        for c, *_ in plan.traces.values():
-            operation = plan.operations[c.operation]
-            check_trace(
-                operation, c.rule, feed_shape(c.feed, operation.y_var.aval.shape), self.num_states(plan, c.group)
-            )
+        self.check_rules(plan)
         if self.factors:
             empty = self._always_zero(plan)
             plan = plan._replace(couplings=tuple(c for c in plan.couplings if c.trace not in empty))
@@ -161,7 +157,7 @@ class TraceCarry(Carry):
     def _zeros(self, plan: Plan, c: Coupling, rule: TraceRule, dtype: Any = None) -> Any:
         """Shapes and dtypes of the trace of a coupling by some rule."""
         operation = plan.operations[c.operation]
-        x, weights, y = operands_of(operation)
+        x, weights, y = operation.operand_types
         y = jax.ShapeDtypeStruct(feed_shape(c.feed, y.shape), y.dtype)
         precision = dtype or jnp.promote_types(y.dtype, jnp.float32)
         S = self.num_states(plan, c.group)
