@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,8 @@ import pytest
 
 import braintrace_primitives as bp
 from braintrace_primitives import _rows
+from braintrace_primitives._precision import BITS, widened
+from braintrace_primitives._trace_rule import unpacked
 from braintrace_primitives.testing import draw
 
 CASES = {
@@ -60,6 +64,52 @@ def test_by_rows_as_in_whole(name, states, steps, dtype, monkeypatch):
         assert ("scan[" in str(jax.make_jaxpr(function)(*operands))) is loops
         found = jax.jit(function)(*operands)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def in_half_precision(rule_of, trace):
+    """The trace rounded to bfloat16, as numbers and as `packed` gives it, and in single precision."""
+    rounded = jax.tree.map(lambda v: v.astype(jnp.bfloat16), trace)
+    packed = rule_of.packed(rounded)
+    assert packed["weight"].dtype == BITS
+    jax.tree.map(np.testing.assert_array_equal, unpacked(packed, rounded), rounded)
+    return rounded, packed, jax.tree.map(lambda v: v.astype(jnp.float32), rounded)
+
+
+@pytest.mark.parametrize("least", [1, 2**40], ids=["by rows", "in whole"])
+@pytest.mark.parametrize(
+    ("name", "states", "steps"), [("dense with bias", 1, 2), ("dense with bias", 3, 2), ("einsum", 2, 3)]
+)
+def test_half_precision_is_rounded_where_it_is_kept_and_nowhere_else(name, states, steps, least, monkeypatch):
+    monkeypatch.setattr(_rows, "_LEAST", least)
+    (contract, trace, signal), (advance, _, *window) = problem(name, states, steps)
+    primitive = einsum_case()[0] if name == "einsum" else CASES[name][0]
+    *kept, wide = in_half_precision(bp.get_primitive_spec(primitive).trace_rule, trace)
+    gradient = contract(wide, signal)
+    expected = jax.tree.map(lambda v: v.astype(jnp.bfloat16).astype(jnp.float32), advance(wide, *window))
+    for held in kept:
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+        jax.tree.map(close, jax.jit(contract)(held, signal), gradient)
+        new = jax.jit(advance)(held, *window)
+        assert jax.tree.map(lambda v: v.dtype, new) == jax.tree.map(lambda v: v.dtype, held)
+        found = jax.tree.map(widened, new)
+        # A last bit may differ where a sum in another order lies between two numbers.
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2.0**-7, atol=1e-5), found, expected)
+        equal = [np.mean(np.asarray(found[leaf]) == np.asarray(expected[leaf])) for leaf in found]
+        assert min(equal) > 0.95
+
+
+def test_half_precision_is_read_without_a_wider_copy(monkeypatch):
+    monkeypatch.setattr(_rows, "_LEAST", 1)
+    rule = bp.get_primitive_spec(bp.etp_mm_p).trace_rule
+    trace = {"weight": jnp.zeros((1, 16, 64, 128), jnp.bfloat16)}
+    weights, signal = {"weight": jnp.zeros((64, 128))}, jnp.ones((1, 16, 128))
+
+    def temporaries(trace):
+        run = jax.jit(lambda trace, signal: rule.contract(trace, signal, weights, {"has_bias": False}))
+        return run.lower(trace, signal).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(rule.packed(trace)) < trace["weight"].nbytes // 4
+    assert temporaries(trace) < 1.5 * trace["weight"].nbytes
 
 
 @pytest.mark.parametrize("states", [1, 2])

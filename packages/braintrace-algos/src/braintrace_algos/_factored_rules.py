@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_primitives import TraceRule
+from braintrace_primitives._precision import computed_in, narrowed, widened
 from braintrace_primitives._trace_rule import mix, over_states
 
 from ._entries import two_axes_as_one
@@ -83,7 +84,7 @@ class WaitingTraceRule(RecentStepsTraceRule):
 
     def begin(self, trace: Any, x: Any, y: Any, num_states: int, params: Any) -> Any:
         """`trace`, with no step waiting; `x` and `y` may be abstract."""
-        dtype = jax.tree.leaves(trace)[0].dtype
+        dtype = computed_in(jax.tree.leaves(trace)[0].dtype)
         passage = jnp.eye(num_states, dtype=dtype).reshape(num_states, num_states, *(1,) * len(y.shape))
         held = super().init(x, {}, y, num_states, params, dtype)
         return held | {"passage": jnp.broadcast_to(passage, (num_states, num_states, *y.shape)), "trace": trace}
@@ -232,23 +233,27 @@ class FactoredTraceRule(TraceRule):
     def steps_at_once(self, trace, params):
         return self.rule.steps_at_once(trace["rest"], params) if "rest" in trace else 1
 
+    def packed(self, trace):
+        return trace | {"rest": self.rule.packed(trace["rest"])} if "rest" in trace else trace
+
     def _filtered(self, trace, blocks, xs, factors):
         """The filtered inputs, one step on."""
-        x = trace["x"]
+        x = widened(trace["x"])
         kept, added = (
             _shared(block_of(blocks, self.states, self.states), 2),
             _shared(columns_of(factors, self.states), 2),
         )
-        new = jnp.tensordot(kept, x, 1) + jnp.tensordot(added.T, xs.astype(x.dtype), 1)
-        return {"x": new} | ({"one": kept @ trace["one"] + added.sum(0)} if "one" in trace else {})
+        new = {"x": jnp.tensordot(kept, x, 1) + jnp.tensordot(added.T, xs.astype(x.dtype), 1)}
+        new |= {"one": kept @ widened(trace["one"]) + added.sum(0)} if "one" in trace else {}
+        return {name: narrowed(value, trace[name].dtype) for name, value in new.items()}
 
     def _into_rest(self, trace, blocks, xs, factors):
         """Blocks, inputs and factors of the other states, and further steps: the filtered inputs."""
-        own, rest, x = self.states, self._rest(factors.shape[1]), trace["x"]
+        own, rest, x = self.states, self._rest(factors.shape[1]), widened(trace["x"])
         across = jnp.moveaxis(block_of(blocks, rest, own), 1, 0)
         further = [(x, across)]
         if "one" in trace:
-            beside = across * (trace["one"] - 1).reshape(-1, *(1,) * (across.ndim - 1))
+            beside = across * (widened(trace["one"]) - 1).reshape(-1, *(1,) * (across.ndim - 1))
             further.append((jnp.zeros_like(x), beside))
         xs, factors = xs.astype(x.dtype), columns_of(factors, rest)
         if len(xs) == 1:  # so few steps are one pass over the trace
@@ -261,7 +266,7 @@ class FactoredTraceRule(TraceRule):
         for xs, factors in further:
             for i in range(len(xs)):
                 added = self.rule.accumulate(xs[i : i + 1], factors[i : i + 1], weights, params)
-                trace = jax.tree.map(lambda old, new: (old + new).astype(old.dtype), trace, added)
+                trace = jax.tree.map(lambda old, new: narrowed(widened(old) + new, old.dtype), trace, added)
         return trace
 
     def _of_rest(self, signal):

@@ -72,6 +72,9 @@ class LedTraceRule(TraceRule):
     def steps_at_once(self, trace, params):
         return self.rule.steps_at_once(self._lead(trace), params)
 
+    def packed(self, trace):
+        return trace | self.rule.packed(self._lead(trace))
+
     def _lead(self, trace):
         """The trace of the leaders."""
         return {name: value for name, value in trace.items() if name != self.last}

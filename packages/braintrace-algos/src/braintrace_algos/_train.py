@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_primitives._jax_compat import under_trace
+from braintrace_primitives._trace_rule import unpacked
 
 from ._call_checks import check_weights
 from ._checks import check_choice, check_environment, check_state_shapes, check_steps
@@ -102,9 +103,11 @@ class TrainingDriver:
             (theta, values, held, memory, done), history = scan_windows(chunk, carry, steps, self.update_every)
             return (theta, values, self.waiting.end(held), memory, done), history
 
-        start = (theta, values, traces, memory, jnp.zeros((), jnp.int32))
+        start = (theta, values, self.waiting.packed(traces), memory, jnp.zeros((), jnp.int32))
         rest_first = self.waiting.steps > self.update_every  # behind the others XLA would copy the traces for it
-        return scan_windows(run, start, (sequences, mask), self.waiting.steps, rest_first)
+        end, history = scan_windows(run, start, (sequences, mask), self.waiting.steps, rest_first)
+        theta, values, packed, memory, done = end
+        return (theta, values, unpacked(packed, traces), memory, done), history
 
     def _update(self, grads: Any, theta: Any, memory: Any, mask: Any) -> Any:
         def apply():

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._precision import BITS, as_bits, computed_in, narrowed, of_bits, widened
 from ._sharding import explicit_sharding
 
 _LEAST = 2**14
@@ -35,13 +36,14 @@ def pays(trace: Any, count: int, steps: int = 0) -> bool:
     """
     n, row = (math.prod(axes) for axes in (trace.shape[1 : 1 + count], trace.shape[1 + count :]))
     large = n > 1 and row >= _LEAST
-    wide = trace.dtype.itemsize >= 4  # half precision is converted slowly in these loops
-    return large and wide and steps <= MOST_STEPS and explicit_sharding(trace) is None
+    fast = trace.dtype.itemsize >= 4 or as_bits(trace).dtype == BITS  # float16 is converted slowly in these loops
+    return large and fast and steps <= MOST_STEPS and explicit_sharding(trace) is None
 
 
 def contract(trace: Any, signal: Sequence[Any]) -> Any:
     """``sum_{s, n} signal[s][n] · trace[s, n]``."""
     S, n, *shape = trace.shape
+    trace = as_bits(trace)
     # In a loop only, of at least two rounds: elsewhere XLA computes the sum wherever it is used, and fuses a row with
     # what made the trace, for which it keeps a copy of the one before; so it does with a reshaped trace.
     together = next((count for count in range(_TOGETHER, 1, -1) if n % count == 0 and n > count), 1)
@@ -50,26 +52,27 @@ def contract(trace: Any, signal: Sequence[Any]) -> Any:
 
     def add(k, total):
         for s, b in itertools.product(range(S), range(together)):
-            total = total + _row(signal[s], k, b).reshape(narrow) * _row(trace, s, k * together + b)
+            total = total + _row(signal[s], k, b).reshape(narrow) * widened(_row(trace, s, k * together + b))
         return total
 
-    start = jnp.zeros(shape, jnp.result_type(trace, *signal))
+    start = jnp.zeros(shape, jnp.result_type(computed_in(trace.dtype), *signal))
     return jax.lax.fori_loop(0, n // together, add, start)
 
 
 def advance(trace: Any, blocks: Any, xs: Any, factors: Any) -> Any:
     """``sum_r blocks[s, r] · trace[r] + sum_t factors[t, s] · xs[t]`` in the place of the trace."""
     S, n = trace.shape[:2]
+    dtype, trace = trace.dtype, as_bits(trace)
 
     def row(trace, b):
         """Row b of the new trace, a tuple over states."""
-        old = [_row(trace, r, b) for r in range(S)]
+        old = [widened(_row(trace, r, b)) for r in range(S)]
         inputs = [_row(xs, t, b) for t in range(xs.shape[0])]
 
         def of_state(s):
             terms = [_row(blocks, s, r, b) * old[r] for r in range(S)]
             terms += [_row(factors, t, s, b) * x for t, x in enumerate(inputs)]
-            return functools.reduce(operator.add, terms).astype(trace.dtype)
+            return narrowed(functools.reduce(operator.add, terms), trace.dtype)
 
         return tuple(of_state(s) for s in range(S))
 
@@ -85,7 +88,7 @@ def advance(trace: Any, blocks: Any, xs: Any, factors: Any) -> Any:
         return trace, row(trace, b)
 
     trace, last = jax.lax.fori_loop(1, n, pass_row, (trace, row(trace, 0)))
-    return put(trace, last, n - 1)
+    return of_bits(put(trace, last, n - 1), dtype)
 
 
 def _row(values: Any, *at: Any) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ._errors import BraintraceError, ConformanceError
+from ._precision import computed_in
 from ._trace_rule import TraceRule
 
 
@@ -43,7 +44,7 @@ def require_trace(
 ) -> None:
     """Refuse a rule whose methods do not agree on the trace; see `require_pullback`."""
     S, weights = num_states, _abstract(weights)
-    y = jax.ShapeDtypeStruct(y.shape, jnp.promote_types(y.dtype, jnp.float32))
+    y = jax.ShapeDtypeStruct(y.shape, computed_in(y.dtype))
     trace = _Method(name, rule, "init")(None, lambda: rule.init(x, weights, y, S, params, y.dtype))
     _Method(name, rule, "accumulate")(
         trace, lambda xs, f, w: rule.accumulate(xs, f, w, params), _longer(x, 1), _longer(y, 1, S), weights

@@ -9,8 +9,8 @@ and ``D`` their S × S transition blocks,
 
 Conventions: the states axis S leads every trace, factor and signal; a time axis T leads whatever is summed
 over time; weights, traces and gradients are dicts keyed by the trainable names of the primitive. Nothing is
-conjugated: complex numbers follow the convention of `jax.vjp`. Traces and factors are expected in one
-precision, the caller's choice.
+conjugated: complex numbers follow the convention of `jax.vjp`. Blocks, factors and signals come in one precision,
+single or more; a trace may be kept in less.
 """
 
 import functools
@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._precision import narrowed, of_bits, widened
 from ._sharding import explicit_sharding, explicit_specs, in_auto_axes, sum_over_replicas, varying_like
 
 Arrays = dict[str, Any]
@@ -130,9 +131,13 @@ class TraceRule:
         weights: Mapping[str, Any],
         params: Mapping[str, Any],
     ) -> Arrays:
-        """The trace at the end of a window: what `decay` leaves of it, and what `accumulate` adds."""
-        kept, added = self.decay(trace, blocks, params), self.accumulate(xs, factors, weights, params)
-        return {name: (old + added[name]).astype(trace[name].dtype) for name, old in kept.items()}
+        """The trace at the end of a window: what `decay` leaves of it, and what `accumulate` adds.
+
+        It is rounded once, to the dtype in which it is kept: `decay` gets it in single precision at least.
+        """
+        wide = {name: widened(old) for name, old in trace.items()}
+        kept, added = self.decay(wide, blocks, params), self.accumulate(xs, factors, weights, params)
+        return {name: narrowed(old + added[name], trace[name].dtype) for name, old in kept.items()}
 
     def advance_in_place(
         self,
@@ -188,6 +193,13 @@ class TraceRule:
         More than one only where what a step adds does not depend on the values of the weights.
         """
         return 1
+
+    def packed(self, trace: Arrays) -> Arrays:
+        """A trace as a loop reads it fastest, where `steps_at_once` says that it is read so; `unpacked` undoes it.
+
+        The other methods take it as they take the trace.
+        """
+        return trace
 
     def trace_size(self, x: Any, weights: Mapping[str, Any], y: Any, num_states: int, params: Mapping[str, Any]) -> int:
         """Number of elements of the trace."""
@@ -323,6 +335,11 @@ def over_time(term: Callable[..., Any], xs: Any, gs: Any) -> Any:
         return jax.tree.map(operator.add, total, term(*pair)), None
 
     return jax.lax.scan(add, term(xs[0], gs[0]), (xs[1:], gs[1:]))[0]
+
+
+def unpacked(packed: Any, trace: Any) -> Any:
+    """The trace that a rule has `packed`, with the dtypes of `trace`."""
+    return jax.tree.map(lambda leaf, like: of_bits(leaf, like.dtype), packed, trace)
 
 
 def cast_like(value: Any, weight: Any) -> Any:

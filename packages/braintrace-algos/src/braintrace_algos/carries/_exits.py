@@ -10,6 +10,7 @@ from braintrace_algos._entries import Rows, stacked
 from braintrace_algos._feeds import feed_shape, spread
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_compiler._entries import Known
+from braintrace_primitives._precision import computed_in
 
 from ._recursion import Recursion
 
@@ -47,7 +48,7 @@ def left_behind(plan: Plan, c: Coupling, recursion: Recursion, left: Sequence[An
 def additions(uses: Sequence[Coupling], trace: Any, P: Any, PF: Mapping[str, Any], x: Any) -> tuple[Any, Any, Any]:
     """Blocks (None where nothing is remembered), inputs and factors that a window adds to a trace."""
     c = uses[0]
-    dtype = jax.tree.leaves(trace)[0].dtype
+    dtype = computed_in(jax.tree.leaves(trace)[0].dtype)
     kept = slice(-1, None) if P is None else slice(None)  # without memory only the last step is still there
     # Each further use of a weight is so many more time steps to the sum.
     factors = _joined([PF[use.key][kept].astype(dtype) for use in uses])

@@ -13,6 +13,7 @@ from braintrace_algos._local import blocks_of, derivatives_of, with_local
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._step import StepResult, Tape, tape_of
 from braintrace_compiler import MarkedOperation
+from braintrace_primitives._precision import computed_in, narrowed, widened
 from braintrace_primitives._trace_rule import over_states
 
 from ._base import Carry
@@ -59,7 +60,7 @@ class FactoredCarry(Carry):
         for c in _factored(plan):
             operation, key = plan.operations[c.operation], _input_key(plan, c)
             y = operation.y_var.aval
-            precision = dtype or jnp.promote_types(y.dtype, jnp.float32)
+            precision = dtype or computed_in(y.dtype)
             S = plan.num_states(c.group)
             wider = precision if key not in x else jnp.promote_types(precision, x[key].dtype)
             x[key] = jnp.zeros(operation.addend.shape, wider)
@@ -77,9 +78,10 @@ class FactoredCarry(Carry):
         entry: Mapping[int, Any] | None,
     ) -> Folded:
         """Sum of L^t e^t; with an `entry`, the window's own gradient and what the factors bring in."""
-        history, end = self._over_window(plan, window, carry)
+        wide = _wide(carry)
+        history, end = self._over_window(plan, window, wide)
         exact = self.exact.window(_without_factored(plan), window, carry["trace"], weights, theta, entry)
-        new = {**end, "trace": exact.carry}
+        new = _kept({**end, "trace": exact.carry}, carry)
         if entry is not None:
             return Folded(exact.x, exact.g, self.entry_gradient(plan, carry, entry, weights), new)
 
@@ -95,13 +97,14 @@ class FactoredCarry(Carry):
                 x[k] = history["x"][key].astype(x[k].dtype)
             else:  # sum_t g^t e_x^t = sum_s (sum_{t >= s} a_x^{t-s} g^t) x^s, where only inputs of one step are given
                 g[k], first = self._backwards(g[k])
-                past[k] = self._of_sums(plan, k, carry["x"][key], self.decay_x * first, weights)
+                past[k] = self._of_sums(plan, k, wide["x"][key], self.decay_x * first, weights)
         return Folded(x, g, past, new)
 
     def entry_gradient(
         self, plan: Plan, carry: Any, signals: Mapping[int, Any], weights: Operands
     ) -> list[dict[str, Any]]:
         total = self.exact.entry_gradient(_without_factored(plan), carry["trace"], signals, weights)
+        carry = _wide(carry)
         for c in _factored(plan):
             sent = spread(c.feed, signals[c.group], 1) * self._normalised(carry["f"][c.key], carry["steps"])
             g = collect(c.feed, over_states(sent, 0)[None], plan.operations[c.operation].y_var.aval.shape)[0]
@@ -112,8 +115,9 @@ class FactoredCarry(Carry):
 
     def advance(self, plan: Plan, tape: Tape, carry: Any, weights: Operands, theta: list[Any]) -> Any:
         trace = self.exact.advance(_without_factored(plan), tape, carry["trace"], weights, theta)
-        x, f = self._filtered(plan, tape, carry["x"]), self._followed(plan, _factored(plan), tape, carry["f"])
-        return {"x": x, "f": f, "steps": carry["steps"] + 1, "trace": trace}
+        wide = _wide(carry)
+        x, f = self._filtered(plan, tape, wide["x"]), self._followed(plan, _factored(plan), tape, wide["f"])
+        return _kept({"x": x, "f": f, "steps": carry["steps"] + 1, "trace": trace}, carry)
 
     def _over_window(self, plan: Plan, window: Window, carry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The factors after each step of a window, and after the last."""
@@ -181,6 +185,17 @@ class FactoredCarry(Carry):
             return f
         weight = 1.0 - self.decay_f ** jnp.maximum(steps, 1)
         return f / weight.reshape(*steps.shape, *(1,) * (f.ndim - steps.ndim)).astype(f.dtype)
+
+
+def _wide(carry: Any) -> Any:
+    """A carry with its factors in the precision that they are computed in."""
+    return carry | jax.tree.map(widened, {name: carry[name] for name in ("x", "f")})
+
+
+def _kept(new: Any, old: Any) -> Any:
+    """The next carry, its factors rounded as they are kept in the `old` one."""
+    factors = {name: jax.tree.map(lambda v, like: narrowed(v, like.dtype), new[name], old[name]) for name in ("x", "f")}
+    return new | factors
 
 
 def _factored(plan: Plan) -> list[Coupling]:

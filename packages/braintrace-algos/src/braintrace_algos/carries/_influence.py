@@ -20,6 +20,7 @@ from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import Inputs, StepResult, operation_inputs, run_step
 from braintrace_compiler import StateKind
+from braintrace_primitives._precision import computed_in, narrowed, widened
 
 from ._base import Carry
 
@@ -83,7 +84,7 @@ class InfluenceCarry(Carry):
                 expected=f"at most {self.limit:,} elements (option `limit`)",
                 fix="use a smaller model, another algorithm, or vmap=True where batch_size is what makes it large",
             )
-        return [jnp.zeros((n, *leaf.shape), dtype or at_least_single(leaf.dtype)) for leaf in leaves]
+        return [jnp.zeros((n, *leaf.shape), dtype or computed_in(leaf.dtype)) for leaf in leaves]
 
     def window(
         self,
@@ -101,7 +102,7 @@ class InfluenceCarry(Carry):
 
     def past(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> list[Any]:
         flat = flat_signals(plan, signals)
-        leaves = zip(carry, plan.parameter_avals(), strict=True)
+        leaves = zip(map(widened, carry), plan.parameter_avals(), strict=True)
         return [jnp.tensordot(flat.astype(C.dtype), C, 1).astype(leaf.dtype) for C, leaf in leaves]
 
     def advance(self, plan: Plan, tape: Replay, carry: Any, weights: Operands, theta: list[Any]) -> Any:
@@ -111,8 +112,8 @@ class InfluenceCarry(Carry):
         exit, entry = exit_function(plan, tape)
         of_theta, of_entry = jax.jacrev(exit, argnums=(0, 1))(theta, entry)
         return [
-            (direct + jnp.tensordot(of_entry.astype(C.dtype), C, 1)).astype(C.dtype)
-            for direct, C in zip(of_theta, carry, strict=True)
+            narrowed(direct + jnp.tensordot(of_entry.astype(wide.dtype), wide, 1), C.dtype)
+            for direct, C, wide in zip(of_theta, carry, map(widened, carry), strict=True)
         ]
 
 
@@ -131,7 +132,7 @@ class SketchCarry(InfluenceCarry):
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         leaves = plan.parameter_avals()
-        z = [jnp.zeros(leaf.shape, dtype or at_least_single(leaf.dtype)) for leaf in leaves]
+        z = [jnp.zeros(leaf.shape, dtype or computed_in(leaf.dtype)) for leaf in leaves]
         s = jnp.zeros(state_size(plan), jnp.result_type(*z))
         return {"s": s, "z": z, "key": jax.random.PRNGKey(0)}
 
@@ -141,8 +142,9 @@ class SketchCarry(InfluenceCarry):
         return {**carry, "key": own if plan.batch is None else jax.random.split(own, plan.batch)}
 
     def past(self, plan: Plan, carry: Any, signals: Mapping[int, Any]) -> list[Any]:
-        along = flat_signals(plan, signals).astype(carry["s"].dtype) @ carry["s"]
-        leaves = zip(carry["z"], plan.parameter_avals(), strict=True)
+        s = widened(carry["s"])
+        along = flat_signals(plan, signals).astype(s.dtype) @ s
+        leaves = zip(map(widened, carry["z"]), plan.parameter_avals(), strict=True)
         return [(along * z).astype(leaf.dtype) for z, leaf in leaves]
 
     def _through(self, plan: Plan, tape: Replay, carry: Any, theta: list[Any]) -> Any:
@@ -150,14 +152,17 @@ class SketchCarry(InfluenceCarry):
         new, pull = jax.vjp(exit, theta, entry)
         # The forward product by the transpose of the reverse one: a custom reverse rule may have no forward one.
         _, push = jax.vjp(lambda ct: pull(ct)[1], jnp.zeros_like(new))
-        moved = push(carry["s"].astype(new.dtype))[0].astype(carry["s"].dtype)
+        s, old_z = widened(carry["s"]), [widened(z) for z in carry["z"]]
+        moved = push(s.astype(new.dtype))[0].astype(s.dtype)
         key, sub = jax.random.split(carry["key"])
-        signs = jax.random.rademacher(sub, new.shape, carry["s"].dtype)
-        fresh = [got.astype(z.dtype) for got, z in zip(pull(signs.astype(new.dtype))[0], carry["z"], strict=True)]
-        rho_0 = _balance(_norm(carry["z"]), _norm([moved]))
+        signs = jax.random.rademacher(sub, new.shape, s.dtype)
+        fresh = [got.astype(z.dtype) for got, z in zip(pull(signs.astype(new.dtype))[0], old_z, strict=True)]
+        rho_0 = _balance(_norm(old_z), _norm([moved]))
         rho_1 = _balance(_norm(fresh), _norm([signs]))
-        z = [old / rho_0 + got / rho_1 for old, got in zip(carry["z"], fresh, strict=True)]
-        return {"s": rho_0 * moved + rho_1 * signs, "z": z, "key": key}
+        z = [old / rho_0 + got / rho_1 for old, got in zip(old_z, fresh, strict=True)]
+        moved = rho_0 * moved + rho_1 * signs
+        kept = [narrowed(value, old.dtype) for value, old in zip(z, carry["z"], strict=True)]
+        return {"s": narrowed(moved, carry["s"].dtype), "z": kept, "key": key}
 
 
 def _norm(leaves: list[Any]) -> Any:
@@ -249,8 +254,3 @@ def elements(plan: Plan) -> np.ndarray:
             found.append(np.repeat(np.moveaxis(numbers, -1, 0), held // (width or 1), axis=0).reshape(-1))
             start += v.aval.size
     return np.concatenate(found)
-
-
-def at_least_single(dtype: Any) -> Any:
-    """The precision in which the influence of a parameter is kept."""
-    return jnp.promote_types(dtype, jnp.float32)

@@ -13,10 +13,11 @@ from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import StepResult
 from braintrace_compiler._dependence import step_structure
+from braintrace_primitives._precision import computed_in, narrowed, widened
 
 from ._base import Carry
 from ._blocks import Batch, Matrix, kept_blocks, needed_between, reverse_passes, stored
-from ._influence import Replay, at_least_single, elements, exit_function, flat_signals, replay, state_size, units
+from ._influence import Replay, elements, exit_function, flat_signals, replay, state_size, units
 
 
 class Layout(NamedTuple):
@@ -101,7 +102,7 @@ class NeighbourhoodCarry(Carry):
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         leaves = zip(leaf_names(plan), plan.parameter_avals(), self.layout.of_leaf, strict=True)
         return {
-            name: tuple(jnp.zeros(batch.shape, dtype or at_least_single(leaf.dtype)) for batch in parts)
+            name: tuple(jnp.zeros(batch.shape, dtype or computed_in(leaf.dtype)) for batch in parts)
             for name, leaf, parts in leaves
             if parts
         }
@@ -131,7 +132,7 @@ class NeighbourhoodCarry(Carry):
             size = math.prod(leaf.shape)
             total = jnp.zeros(size + 1, leaf.dtype)
             for batch, C in zip(parts, carry.get(name, ()), strict=True):
-                total = batch.meet(q, C, total)
+                total = batch.meet(q, widened(C), total)
             found.append(total[:size].reshape(leaf.shape))
         return found
 
@@ -150,8 +151,8 @@ class NeighbourhoodCarry(Carry):
                 direct = passes[self.layout.of_direct[i]][0][i]
                 direct = jnp.pad(direct.reshape(len(direct), -1), ((0, 1), (0, 1)))
                 moved[name] = tuple(
-                    batch.advance(C, between.astype(C.dtype), direct.astype(C.dtype))
-                    for batch, C in zip(parts, carry[name], strict=True)
+                    narrowed(batch.advance(wide, between.astype(wide.dtype), direct.astype(wide.dtype)), C.dtype)
+                    for batch, C, wide in zip(parts, carry[name], map(widened, carry[name]), strict=True)
                 )
         return moved
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from braintrace_algos._fold_types import Folded, Window
 from braintrace_algos._plan import Operands, Plan
 from braintrace_algos._step import Inputs, StepResult, operation_inputs
+from braintrace_primitives._precision import narrowed, widened
 
 from ._base import Carry
 
@@ -114,5 +115,9 @@ class SyntheticCarry(Carry):
     ) -> Folded:
         assert entry is not None  # windows are differentiated as a whole
         first = jax.tree.map(lambda v: v[0], window.tape.h)
-        new = {g: train_synthetic_gradient(guess, first[g], entry[g], self.rate) for g, guess in carry.items()}
+        new = {
+            g: train_synthetic_gradient(jax.tree.map(widened, guess), first[g], entry[g], self.rate)
+            for g, guess in carry.items()
+        }
+        new = jax.tree.map(lambda value, old: narrowed(value, old.dtype), new, carry)
         return Folded(list(window.tape.x), list(window.b), [{} for _ in plan.operations], new)

@@ -26,6 +26,7 @@ from braintrace_algos._truncation import CarryChoice, TruncatedTrace
 from braintrace_compiler import ETraceGraph, LinearMemory
 from braintrace_compiler._constant_factors import factored_states, outlasts_step, reaches
 from braintrace_primitives import TraceRule
+from braintrace_primitives._precision import computed_in
 
 from ._base import Carry
 from ._exits import additions, exit_of, left_behind, received
@@ -159,7 +160,7 @@ class TraceCarry(Carry):
         operation = plan.operations[c.operation]
         x, weights, y = operation.operand_types
         y = jax.ShapeDtypeStruct(feed_shape(c.feed, y.shape), y.dtype)
-        precision = dtype or jnp.promote_types(y.dtype, jnp.float32)
+        precision = dtype or computed_in(y.dtype)
         S = self.num_states(plan, c.group)
         return jax.eval_shape(lambda: rule.init(x, weights, y, S, operation.eqn.params, precision))
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from braintrace_primitives import _rows
+from braintrace_primitives._precision import as_bits, narrowed, widened
 from braintrace_primitives._sharding import explicit_sharding
 from braintrace_primitives._trace_rule import TraceRule, cast_like, in_precision_of, mix, sum_leading
 
@@ -113,8 +114,8 @@ class ProductTraceRule(TraceRule):
             )
             advanced = {"weight": new.reshape(whole.shape)}
             if "bias" in trace:
-                kept = self.decay({"bias": trace["bias"]}, blocks, params)["bias"]
-                advanced["bias"] = (kept + _summed(equation, factors)).astype(trace["bias"].dtype)
+                kept = mix(blocks, widened(trace["bias"]))
+                advanced["bias"] = narrowed(kept + _summed(equation, factors), trace["bias"].dtype)
             return advanced
 
         operands = trace, blocks, xs, factors
@@ -126,6 +127,9 @@ class ProductTraceRule(TraceRule):
         whole = trace["weight"]
         count = whole.ndim - 1 - len(self.equation(params).kept())
         return _rows.MOST_STEPS if jax.default_backend() == "cpu" and _rows.pays(whole, count) else 1
+
+    def packed(self, trace):
+        return trace | {"weight": as_bits(trace["weight"])}
 
 
 def outer(equation: Equation, xs: Any, factors: Any) -> Any:
@@ -180,7 +184,7 @@ def _contracted(trace: Any, signal: Any, kept: int) -> Any:
     count = trace.ndim - 1 - kept
 
     def plain(trace, signal):
-        terms = (of_s * trace[s] for s, of_s in enumerate(signal))
+        terms = (of_s * widened(trace[s]) for s, of_s in enumerate(signal))
         return sum_leading(functools.reduce(operator.add, terms), count)
 
     def by_rows(trace, signal):
