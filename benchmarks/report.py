@@ -126,11 +126,10 @@ def _time_figure(report: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     names = list(dict.fromkeys(n for r in results for n, facts in r["sides"].items() if "ratio" in facts and n != BASE))
     figure, axes = plt.subplots(figsize=(2 + 1.3 * len(results), 4.5), layout="constrained")
     width = 0.8 / max(len(names), 1)
-    ours = {side.name: side.counterpart for side in SIDES if side.counterpart in names}
-    own = [name for name in names if name not in ours]
+    colours, others = _colours(names)
     for k, name in enumerate(names):
-        shade: dict[str, Any] = {"color": f"C{own.index(ours.get(name, name))}"}
-        if name in ours:  # the other library's side, in the colour of ours
+        shade: dict[str, Any] = {"color": colours[name]}
+        if name in others:
             shade |= {"hatch": "////", "edgecolor": "white"}
         at = [i for i, r in enumerate(results) if "ratio" in r["sides"].get(name, {})]
         facts = [results[i]["sides"][name] for i in at]
@@ -147,6 +146,13 @@ def _time_figure(report: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def _colours(names: list[str]) -> tuple[dict[str, str], set[str]]:
+    """The colour of each side, and the sides of the other library, which have the colour of ours."""
+    ours = {side.name: side.counterpart for side in SIDES if side.counterpart in names and side.name in names}
+    own = [name for name in names if name not in ours]
+    return {name: f"C{own.index(ours.get(name, name))}" for name in names}, set(ours)
+
+
 def _scaling_figure(
     lines: dict[tuple[str, str], dict[str, list[tuple[int, float]]]], path: pathlib.Path
 ) -> pathlib.Path:
@@ -154,12 +160,15 @@ def _scaling_figure(
     from matplotlib import ticker
 
     long = {k: by_side for k, by_side in lines.items() if max(map(len, by_side.values())) > 2}
+    names = list(dict.fromkeys(side for by_side in long.values() for side in by_side))
+    colours, others = _colours(names)
     figure, axes = plt.subplots(
-        1, len(long), figsize=(3.2 * len(long), 3.4), sharey=True, squeeze=False, layout="constrained"
+        1, len(long), figsize=(2 + 3.2 * len(long), 3.4), sharey=True, squeeze=False, layout="constrained"
     )
     for panel, ((size, rest), by_side) in zip(axes[0], sorted(long.items()), strict=True):
         for side, points in by_side.items():
-            panel.plot(*zip(*points, strict=True), marker="o", label=side)
+            style = "--" if side in others else "-"
+            panel.plot(*zip(*points, strict=True), marker="o", label=side, color=colours[side], linestyle=style)
         values = sorted({value for points in by_side.values() for value, _ in points})
         panel.set(xscale="linear" if size == "S" else "log", yscale="log", xlabel=size)
         panel.set_xticks(values, [str(v) for v in values])
@@ -169,7 +178,10 @@ def _scaling_figure(
     axes[0, 0].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
     axes[0, 0].yaxis.set_major_formatter("{x:g}")
     axes[0, 0].set_ylabel(f"time per step / {BASE}, lower is better")
-    axes[0, 0].legend(fontsize=8, frameon=False)
+    handles = {
+        label: handle for panel in axes[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend([handles[name] for name in names], names, loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
