@@ -123,10 +123,12 @@ def test_a_model_without_marks_is_told_how_to_mark(model):
             self.h.value = 0.5 * self.h.value + x @ self.w.value
             return self.h.value
 
-    with pytest.warns(UserWarning, match="PLAIN_PARAMETER_TEMPORAL"), pytest.raises(CompilationError) as error:
-        compile(Plain(), D_RTRL, jnp.zeros(4))
-    assert "('w',)" in str(error.value)
-    assert "braintrace.matmul" in str(error.value)
+    for algorithm in (D_RTRL, "rtrl", "uoro"):  # what needs no mark itself needs one somewhere
+        told = pytest.warns(UserWarning, match="PLAIN_PARAMETER_TEMPORAL.*Where another operation is marked, rtrl")
+        with told, pytest.raises(CompilationError, match="whatever the algorithm") as error:
+            compile(Plain(), algorithm, jnp.zeros(4))
+        assert "('w',)" in str(error.value)
+        assert "braintrace.matmul" in str(error.value)
 
 
 def test_a_model_without_traces_is_told_why():

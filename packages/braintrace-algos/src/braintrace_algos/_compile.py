@@ -294,7 +294,7 @@ def require_learnable(graph: ETraceGraph) -> None:
             found="\n".join(
                 [f"marked weights {marked}; parameters that feed hidden states unmarked: {plain}", *reasons]
             ),
-            expected="at least one ETP operation between a parameter and a hidden state",
+            expected="at least one ETP operation between a parameter and a hidden state, whatever the algorithm",
             fix="replace `x @ w` by braintrace.matmul(x, w), `w * h` by braintrace.element_wise(w) * h, or use "
             "braintrace.nn layers",
         )

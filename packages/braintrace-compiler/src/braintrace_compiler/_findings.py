@@ -144,7 +144,7 @@ def _plain_parameters(
                 DiagnosticLevel.WARNING,
                 f"parameter {parameter.path} feeds hidden states {list(fed)} without an ETP operation of constant "
                 "weight; its strict gradient covers the current step only. Mark the operation (matmul, element_wise, "
-                "...) to trace it; rtrl and uoro need no mark.",
+                "...) to trace it. Where another operation is marked, rtrl and uoro follow this one unmarked.",
                 weight_path=parameter.path,
                 hidden_paths=fed,
                 context={"source": next(source_line(reader[v]) for v in parameter.invars if v in reader)},
