@@ -3,8 +3,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from braintrace_algos import BPTT, D_RTRL, LearnerError, LearnerTypeError, UnknownAlgorithmError, compile, pp_prop
-from braintrace_compiler import CompilationError, NotSupportedError
+from braintrace_algos import (
+    BPTT,
+    D_RTRL,
+    OTTT,
+    TBPTT,
+    LearnerError,
+    LearnerTypeError,
+    UnknownAlgorithmError,
+    compile,
+    pp_prop,
+)
+from braintrace_compiler import CompilationError, NotSupportedError, compile_etrace_graph
 from braintrace_primitives import matmul
 
 
@@ -203,6 +213,21 @@ def test_a_learner_without_a_graph_says_how_it_is_made(model):
         D_RTRL(model)
     with pytest.raises(LearnerTypeError, match=r"found: *ArrayImpl"):
         BPTT(model, jnp.zeros(4))
+    for cls, needed in ((TBPTT, "window"), (pp_prop, "decay_or_rank"), (OTTT, "decay")):
+        how = rf"(?s){needed}.*braintrace.compile\(model, braintrace.{cls.__name__}"
+        with pytest.raises(LearnerTypeError, match=how):
+            cls(3)
+
+
+def test_a_learner_may_compile_its_graph_itself(model, data):
+    class Own(TBPTT):
+        def __init__(self, model, x):
+            brainstate.nn.init_all_states(model)
+            super().__init__(model, compile_etrace_graph(model, x), window=2)
+
+    assert Own(model, data[0][0, 0])(data[0][0, 0]).shape == data[1].shape[2:]
+    with pytest.raises(LearnerTypeError, match="'x'"):
+        Own(model)
 
 
 def test_an_error_of_the_model_is_told_with_what_the_model_was_given():

@@ -1,5 +1,6 @@
 """The stateful shell around the functional core: a module that steps a model and carries its traces."""
 
+import inspect
 from typing import Any
 
 import brainstate
@@ -45,7 +46,30 @@ class ETraceState(brainstate.ShortTermState):
     """Eligibility traces of a learner, by key."""
 
 
-class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn.Module):
+_ModuleType: Any = type(brainstate.nn.Module)
+
+
+class _LearnerType(_ModuleType):
+    """Learners are made of what their classes ask for: an algorithm's own options would hide what else is missing."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        try:
+            inspect.signature(self.__init__).bind(None, *args, **options)
+        except TypeError as error:
+            raise _not_made(self, str(error)) from None
+        return super().__call__(*args, **options)
+
+
+def _not_made(cls: Any, found: str) -> LearnerTypeError:
+    return LearnerTypeError(
+        "A learner is made from a model and its compiled graph.",
+        where=cls.__name__,
+        found=found,
+        fix=f"braintrace.compile(model, braintrace.{cls.__name__}, x, ...) compiles and makes it",
+    )
+
+
+class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn.Module, metaclass=_LearnerType):
     """Base class of the online learners; made by `compile`.
 
     Calling a learner runs one time step of its model, compiled also where no ``jit`` surrounds the call. Under
@@ -116,12 +140,7 @@ class OnlineLearner(Streaming, Checkpoints, Comparison, MemoryUse, brainstate.nn
         initialise: Any = super().__init__  # of Module, which type checkers take for that of `object`
         initialise(name=name)
         if not isinstance(graph, ETraceGraph):
-            raise LearnerTypeError(
-                "A learner is made from a model and its compiled graph.",
-                where=type(self).__name__,
-                found="no graph" if graph is None else type(graph).__name__,
-                fix=f"braintrace.compile(model, braintrace.{type(self).__name__}, x, ...) compiles and makes it",
-            )
+            raise _not_made(type(self), "no graph" if graph is None else type(graph).__name__)
         check_choice("vjp_method", vjp_method, ("single-step", "multi-step"))
         check_window(window, vjp_method)
         check_fold(fold)
