@@ -69,6 +69,8 @@ def test_and_taken_where_it_does_not(algorithm, options, model, data):
             "`order` must be",
         ),
         ({"signal": "random_feedback", "key": 0.5}, "`key` must be"),
+        ({"signal": "random_feedback"}, "need `key`"),
+        ({"key": 0}, 'signal="random_feedback", or factorisation="rank_one"'),
     ],
 )
 def test_numbers_of_a_config_are_used_or_refused(numbers, text):
@@ -90,6 +92,11 @@ def test_a_seed_is_a_key(config, recurrent_model, data, loss, distance):
     assert distance(first, second) == 0
     assert hash(ETraceConfig(**config, key=0)) == hash(ETraceConfig(**config, key=0))
     assert bool((FixedRandomFeedback(2, 3, 0).B == FixedRandomFeedback(2, 3, KEY).B).all())
+
+
+def test_a_key_without_random_feedback_is_refused(recurrent_model, data):
+    with pytest.raises(LearnerError, match=r'(?s)random_feedback_key=0.*feedback="random"'):
+        make(recurrent_model, data, "eprop", random_feedback_key=0)
 
 
 def test_a_modulator_of_a_config(model, data, loss, distance):

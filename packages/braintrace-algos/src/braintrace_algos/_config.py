@@ -162,8 +162,8 @@ class ETraceConfig:
         self._require("kappa", self.filter == "kappa", 'filter="kappa"')
         self._require("order", self.scope == "neighbourhood", 'scope="neighbourhood"')
         self._require("window", self.schedule == "window", 'schedule="window"')
-        if self.signal == "random_feedback" or self.factorisation == "rank_one":
-            self._require("key", True, "")
+        draws = self.signal == "random_feedback" or self.factorisation == "rank_one"
+        self._require("key", draws, 'signal="random_feedback", or factorisation="rank_one"')
         if self.decay is not None:
             for value in self.decays:
                 check_decay("decay", value)

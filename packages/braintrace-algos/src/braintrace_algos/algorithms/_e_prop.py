@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from braintrace_algos._checks import as_key, check_choice, check_decay
-from braintrace_algos._errors import LearnerTypeError
+from braintrace_algos._errors import LearnerError, LearnerTypeError
 from braintrace_algos._feedback import random_feedback
 from braintrace_algos._learner import OnlineLearner
 from braintrace_algos.carries import Carry, FilteredTraceCarry, recurrent_groups
@@ -33,7 +33,7 @@ class EProp(OnlineLearner):
     kappa_filter_decay : float
         κ in [0, 1).
     random_feedback_key : jax.Array or int, optional
-        Needed for random feedback.
+        Needed for random feedback, and for nothing else.
     **options
         Of `OnlineLearner`.
 
@@ -78,6 +78,13 @@ class EProp(OnlineLearner):
         if feedback == "random" and random_feedback_key is None:
             raise LearnerTypeError(
                 "Random feedback needs a key.", where="EProp", expected="random_feedback_key=jax.random.key(seed)"
+            )
+        if feedback != "random" and random_feedback_key is not None:
+            raise LearnerError(
+                "Nothing is drawn for this feedback: the key would change nothing.",
+                where="EProp",
+                found=f"feedback={feedback!r}, random_feedback_key={random_feedback_key!r}",
+                expected='feedback="random", or no random_feedback_key',
             )
         self.kappa = kappa_filter_decay
         super().__init__(*args, **options)
