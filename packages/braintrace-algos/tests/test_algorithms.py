@@ -10,8 +10,11 @@ from braintrace_algos import ETraceConfig, LearnerError, LearnerTypeError, compa
 from braintrace_compiler import NotSupportedError
 from braintrace_primitives import (
     SparsityPattern,
+    conv,
+    einsum,
     element_wise,
     embedding,
+    grouped_matmul,
     lora_matmul,
     matmul,
     sparse_matmul,
@@ -135,6 +138,41 @@ def test_random_feedback_passes_a_sparse_readout():
         e = A * e + u[:, :, None] * F[:, None, :]
         expected += np.einsum("bo,bio->io", L, e)
     close(grads["W"], expected)
+
+
+SPARSE = SparsityPattern(*np.nonzero(np.random.default_rng(0).random((200, 64)) < 0.1), (200, 64))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape", "read", "fan_in"),
+    [
+        ((200,), (200, 64), matmul, 200),
+        ((9, 8), (3, 8, 64), lambda h, w: conv(h, w, dimension_numbers=("NHC", "HIO", "NHC")), 24),
+        ((8, 9), (64, 2, 3), lambda h, w: conv(h, w, feature_group_count=4), 6),
+        ((4, 50), (4, 50, 16), grouped_matmul, 50),
+        ((200,), (64, 200), lambda h, w: einsum("i,oi->o", h, w), 200),
+        ((200,), (SPARSE.nnz,), lambda h, w: sparse_matmul(h, w, sparse_mat=SPARSE), SPARSE.nnz / 64),
+    ],
+)
+def test_random_feedback_is_scaled_by_the_fan_in(inputs, shape, read, fan_in):
+    """By the first axis of a kernel, it was too large by the root of the others."""
+
+    class Readout(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain, self.out = brainstate.ParamState(jnp.ones(inputs)), brainstate.ParamState(jnp.ones(shape))
+
+        def init_state(self, batch_size=None):
+            self.h = brainstate.HiddenState(jnp.zeros(inputs))
+
+        def update(self, x):
+            self.h.value = 0.5 * self.h.value + element_wise(self.gain.value) * x
+            return read(self.h.value, self.out.value)
+
+    learner = compile(Readout(), "eprop", jnp.ones(inputs), feedback="random", random_feedback_key=0)
+    (feedback,) = learner.plan.feedback.values()
+    assert feedback["weight"].shape == shape
+    assert abs(float(feedback["weight"].std()) * fan_in**0.5 - 1) < 0.15
 
 
 @pytest.mark.parametrize("iterations", [3, 40])

@@ -17,7 +17,8 @@ def random_feedback(plan: Plan, recurrent: frozenset[int], key: Any) -> Plan:
     """Give the readout's operations fixed random weights for the way back.
 
     An operation belongs to the readout where it leads to none of the `recurrent` groups. Its feedback weights are
-    shaped like its own (hidden x readout for a dense readout), normal, and scaled by the number of inputs.
+    shaped like its own (hidden x readout for a dense readout), and normal with variance 1 / fan-in, which is the number
+    of weights that an output sums up.
     """
     leading = {plan.operations[c.operation].weight_path for c in plan.couplings if c.group in recurrent}
     leading |= {
@@ -36,18 +37,16 @@ def random_feedback(plan: Plan, recurrent: frozenset[int], key: Any) -> Plan:
                 fix="control_flow=ControlFlowPolicy(unroll_limit=n), with n iterations at least",
             )
         keys = jax.random.split(jax.random.fold_in(key, k), len(operation.weight_vars))
-        inputs = operation.x_var.aval.shape[-1:]
+        _, weights, _ = operation.operand_types
         feedback[k] = {
-            name: _draw(own, var.aval, inputs)
-            for own, (name, var) in zip(keys, operation.weight_vars.items(), strict=True)
+            name: _draw(own, weight, operation.spec.trace_rule.fan_in(name, weights, operation.eqn.params))
+            for own, (name, weight) in zip(keys, weights.items(), strict=True)
         }
     return plan._replace(feedback=feedback)
 
 
-def _draw(key: Any, aval: Any, inputs: tuple[int, ...]) -> Any:
-    # Weights in a row are the entries of a sparse matrix, or a bias, by which nothing passes whatever its value.
-    (fan_in,) = aval.shape[:1] if aval.ndim > 1 else inputs or (1,)
-    return jax.random.normal(key, aval.shape, aval.dtype) / jnp.sqrt(fan_in).astype(aval.dtype)
+def _draw(key: Any, weight: Any, fan_in: float) -> Any:
+    return jax.random.normal(key, weight.shape, weight.dtype) / jnp.sqrt(max(fan_in, 1)).astype(weight.dtype)
 
 
 def evaluate(plan: Plan, inputs: Sequence[Any], steps: int = 0) -> list[Any]:

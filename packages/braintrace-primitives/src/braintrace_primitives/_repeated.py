@@ -51,6 +51,9 @@ class RepeatedTraceRule(TraceRule):
     def acts_beside_input(self, weights):
         return self.rule.acts_beside_input(weights)
 
+    def fan_in(self, name, weights, params):
+        return self.rule.fan_in(name, weights, params)
+
     def addend(self, x, weights):
         return self.rule.addend(x, weights)
 

@@ -214,6 +214,13 @@ class TraceRule:
         """Whether the op may give anything but zero where its input is zero, as with a bias."""
         return True
 
+    def fan_in(self, name: str, weights: Mapping[str, Any], params: Mapping[str, Any]) -> float:
+        """Number of elements of a weight that an element of the output sums up, on average; `weights` may be abstract.
+
+        By default the last axis of a weight is that of the outputs.
+        """
+        return math.prod(weights[name].shape[:-1])
+
     def addend(self, x: Any, weights: Mapping[str, Any]) -> Any:
         """The input as what may be weighed and added up over time; the op is affine in it, by `pullback_of_sums`."""
         return x

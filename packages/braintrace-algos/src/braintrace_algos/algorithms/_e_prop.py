@@ -22,7 +22,8 @@ class EProp(OnlineLearner):
     as the surrogate derivative of spikes, belongs to L^t and is taken at the last step alone, whereas the filter of the
     paper is on e^t times that derivative. For that, let the model keep its spikes in a hidden state that the readout
     reads (``self.z = HiddenState(...)``): the trace of z is the paper's. D-RTRL absorbs the leak either way.
-    With ``feedback="random"`` the signal passes the readout's operations by fixed random weights instead of their own.
+    With ``feedback="random"`` the signal passes the readout's operations by fixed random weights instead of their own,
+    normal with variance 1 / n for operations whose outputs sum n of their weights up.
 
     The trace leaves recurrent mixing out, as D-RTRL does. Where κ = 0 and no output bypasses the state, it is the
     strict D-RTRL gradient.

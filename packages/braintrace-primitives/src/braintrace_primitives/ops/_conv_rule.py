@@ -29,6 +29,9 @@ class ConvTraceRule(TraceRule):
 
         return in_auto_axes(summed, explicit_specs(weights), xs, dict(weights), gs)
 
+    def fan_in(self, name, weights, params):
+        return _patch_size(weights[name].shape, params) if name == "weight" else 1
+
     def init(self, x, weights, y, num_states, params, dtype):
         *places, outputs = jax.eval_shape(lambda y: _align(y, 0, params), y).shape
         size = _patch_size(weights["weight"].shape, params)

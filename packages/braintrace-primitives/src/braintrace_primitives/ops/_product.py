@@ -69,6 +69,13 @@ class ProductTraceRule(TraceRule):
     def acts_beside_input(self, weights):
         return "bias" in weights
 
+    def fan_in(self, name, weights, params):
+        if name != "weight":
+            return 1
+        equation = self.equation(params)
+        axes = zip(equation.weight, weights[name].shape, strict=True)
+        return math.prod(size for axis, size in axes if axis not in equation.y)
+
     def init(self, x, weights, y, num_states, params, dtype):
         equation = self.equation(params)
         lead = y.shape[: len(y.shape) - len(equation.y)]

@@ -37,6 +37,10 @@ class SparseTraceRule(TraceRule):
         gradients = functools.partial(_gradients, params=params)
         return in_auto_axes(gradients, explicit_specs(weights), xs, dict(weights), gs)
 
+    def fan_in(self, name, weights, params):
+        pattern = params["sparse_mat"]
+        return pattern.nnz / max(pattern.shape[1], 1) if name == "weight" else 1
+
     def init(self, x, weights, y, num_states, params, dtype):
         shapes = {"weight": (*y.shape[:-1], params["sparse_mat"].nnz), "bias": y.shape}
         return {name: jnp.zeros((num_states, *shapes[name]), dtype) for name in weights}
