@@ -32,6 +32,7 @@ from ._progress import Progress
 from ._repeats import Repeats
 from ._sizes import tape_bytes, tree_bytes
 from ._step_functions import key_of
+from ._transforms import in_trace
 
 
 class SequenceDrivers:
@@ -123,8 +124,7 @@ class SequenceDrivers:
         cls = ChunkDriver if chunked else GradientDriver
         make = functools.partial(cls, self, step_fn, has_aux, length, sequences, bar)
         driver = self._cached(make, step_fn, sequences, bar, cls, has_aux, length)
-        grads, losses, aux = driver(sequences, (mask[0] if is_full else mask) / norm)
-        self._leave()
+        grads, losses, aux = self._driven(driver, sequences, (mask[0] if is_full else mask) / norm)
 
         result = [{path: grads[path] for path in wanted}]
         if return_value:
@@ -172,11 +172,15 @@ class SequenceDrivers:
 
         if step_fn is None and bar is None:
             return self._compiled(("evolve", return_outputs), evolve, *sequences)
-        return evolve(*sequences)
+        return in_trace(self, evolve, *sequences) if under_trace() else evolve(*sequences)
 
-    def _leave(self) -> None:
-        if not under_trace():
-            self._drivers.hold.leave(self.etraces)
+    def _driven(self, driver: Callable[..., Any], *args: Any) -> Any:
+        """``driver(*args)``, after which the states are as the learner left them."""
+        if under_trace():
+            return in_trace(self, driver, *args)
+        out = driver(*args)
+        self._drivers.hold.leave(self.etraces)
+        return out
 
     def _fold_length(self, fold: int | str | None, T: int) -> FoldLength:
         fold = self.fold if fold is None else fold
@@ -222,7 +226,7 @@ class SequenceDrivers:
         if under_trace() or settings.jax_disable_jit:
             for state in self.param_states.values():
                 _ = state.value  # brainstate gives a gradient only for what was read; an unused parameter's is zero
-            return function(*args)
+            return in_trace(self, function, *args)
         check_environment(self.plan)
         hold = self._drivers.hold
         hold.resume(self.model, self.plan, self.etraces)

@@ -233,8 +233,7 @@ class Training(SequenceDrivers):
         options = (rule, update_every, reduction, masked, bool(callbacks), has_aux, length)
         driver = self._cached(make, step_fn, sequences, bar, *options)
         driver.callbacks = tuple(callbacks)
-        history = driver(sequences, mask)
-        self._leave()
+        history = self._driven(driver, sequences, mask)
         if callbacks:
             jax.effects_barrier()
         return history

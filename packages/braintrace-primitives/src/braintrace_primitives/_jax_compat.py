@@ -5,12 +5,14 @@ comparing versions. The sibling packages import these names from here and never 
 ``jax.interpreters`` themselves.
 """
 
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 from jax.core import ShapedArray as ShapedArray
 from jax.core import Tracer as Tracer
 from jax.core import eval_jaxpr as _eval_jaxpr
@@ -145,6 +147,19 @@ hide_frames(__file__)
 def is_traced(value: Any) -> bool:
     """Whether any leaf of `value` is a tracer."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+
+
+def is_mapped(value: Any) -> bool:
+    """Whether any leaf of `value` is mapped by `jax.vmap`, where that is the innermost trace around the caller."""
+    return is_traced(value) and any(isinstance(leaf, _mapped_type()) for leaf in jax.tree.leaves(value))
+
+
+@functools.cache
+def _mapped_type() -> type:
+    """What `jax.vmap` gives to functions; JAX does not name it."""
+    found = []
+    jax.vmap(lambda x: found.append(type(x)))(np.zeros(1))
+    return found[0]
 
 
 with ThreadPoolExecutor(1) as _thread:  # this module may be imported inside a trace, but a new thread is in none
