@@ -54,7 +54,7 @@ def test_iterations_are_further_time_steps(name):
         (rule.contract(trace, signal, weights, params), single.contract(expected, signal[:, 0], weights, params)),
         (rule.pullback(xs, weights, factors[:, 0], params), single.pullback(flat, weights, apart[:, 0], params)),
     ]
-    assert rule.acts_beside_input(weights) == single.acts_beside_input(weights) == (name != "batch")
+    assert rule.acts_beside_input(weights) == single.acts_beside_input(weights) == (name not in ("batch", "index"))
     assert rule.fan_in("weight", weights, params) == single.fan_in("weight", weights, params)
     for found, wanted in pairs:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)

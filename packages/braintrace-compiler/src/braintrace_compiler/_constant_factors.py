@@ -10,7 +10,8 @@ import numpy as np
 from braintrace_primitives._jax_compat import while_p
 
 from ._feeds import ConstantFactors, Feed, FeedKind, LocalTransition
-from ._jaxpr import Jaxpr, Literal, build_jaxpr, eval_jaxpr, make_jaxpr_without_consts, needed
+from ._flow import influence, join_bits
+from ._jaxpr import Jaxpr, Literal, build_jaxpr, eval_jaxpr, inline_jit, make_jaxpr_without_consts, needed
 from ._operations import MarkedOperation
 from ._positions_constants import Constants, evaluated
 
@@ -178,6 +179,24 @@ def is_affine_in_input(operation: MarkedOperation) -> bool:
 
     program, consts = make_jaxpr_without_consts(jax.make_jaxpr(slope)(x, x, weights))
     return all(_unread(program, program.invars[len(consts) : len(consts) + 1]))
+
+
+def is_affine_in_addend(operation: MarkedOperation) -> bool:
+    """Whether the gradient of an op's weights is proven affine in what its rule would add up of the input."""
+    rule, params, addend = operation.spec.trace_rule, operation.eqn.params, operation.addend
+    if not jnp.issubdtype(addend.dtype, jnp.inexact):
+        return False
+    _, weights, y = operation.operand_types
+
+    def slope(sums: Any, step: Any, weights: Any, g: Any) -> Any:
+        def gradient(sums: Any) -> Any:
+            return rule.pullback_of_sums(sums[None], weights, g[None], params)
+
+        return jax.jvp(gradient, (sums,), (step,))[1]
+
+    program, consts = inline_jit(*make_jaxpr_without_consts(jax.make_jaxpr(slope)(addend, addend, weights, y)))
+    read = influence(program.eqns, {program.invars[len(consts)]: 1}, derivative=False)
+    return not join_bits(read, program.outvars)
 
 
 def _unread(program: Jaxpr, inputs: Iterable[Any]) -> list[bool]:

@@ -103,9 +103,9 @@ def input_bytes(relations: Iterable[HiddenParamOpRelation]) -> int:
     uses = [use for relation in relations for use in relation.uses if use.x_var is not None]
     widest: dict[Any, int] = {}
     for use in uses:
-        key = use.x_var, math.prod(use.addend.shape)
+        key = use.addend_key
         widest[key] = max(widest.get(key, 0), itemsize(use.y_var))
-    return sum(elements * size for (_, elements), size in widest.items())
+    return sum(math.prod(shape) * size for (_, shape, _), size in widest.items())
 
 
 def influence_bytes(minfo: ModuleInfo) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from braintrace_primitives import ETPPrimitiveSpec, get_primitive_spec
+from braintrace_primitives import ETPPrimitiveSpec, TraceRule, get_primitive_spec
 
 from ._descent import LoopedOperation
 from ._diagnostics import CompilationRecord, DiagnosticKind, DiagnosticLevel, Path
@@ -18,6 +18,7 @@ from ._jaxpr import (
     Var,
     build_jaxpr,
     build_producer_map,
+    make_jaxpr_without_consts,
     needed,
     reads,
     source_line,
@@ -84,6 +85,20 @@ class MarkedOperation(NamedTuple):
         """Shape and dtype of what may be added up of the input over time, see `TraceRule.addend`."""
         x, weights, _ = self.operand_types
         return jax.eval_shape(lambda x: self.spec.trace_rule.addend(x, weights), x)
+
+    @property
+    def adds_inputs(self) -> bool:
+        """Whether what may be added up is the input itself."""
+        rule, (x, weights, _) = self.spec.trace_rule, self.operand_types
+        if type(rule).addend is TraceRule.addend:
+            return True
+        program, consts = make_jaxpr_without_consts(jax.make_jaxpr(lambda x: rule.addend(x, weights))(x))
+        return not consts and program.outvars[0] is program.invars[0]
+
+    @property
+    def addend_key(self) -> Any:
+        """The same for operations that add up the same of the same input."""
+        return self.x_var, self.addend.shape, None if self.adds_inputs else self.spec.trace_rule
 
 
 def _type_of(var: Any) -> jax.ShapeDtypeStruct:

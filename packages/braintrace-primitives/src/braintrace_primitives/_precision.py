@@ -14,8 +14,13 @@ BITS = jnp.uint16
 
 
 def computed_in(dtype: Any) -> Any:
-    """The dtype of what is computed with numbers that are kept in `dtype`: in single precision at least."""
-    return jnp.dtype(jnp.float32) if dtype == BITS else jnp.promote_types(dtype, jnp.float32)
+    """The dtype of what is computed with numbers that are kept in `dtype`: in single precision at least.
+
+    Integers, which stand for places and not for numbers, stay what they are.
+    """
+    if dtype == BITS:
+        return jnp.dtype(jnp.float32)
+    return jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else jnp.dtype(dtype)
 
 
 def as_bits(values: Any) -> Any:

@@ -211,7 +211,7 @@ class TraceRule:
         return ()
 
     def acts_beside_input(self, weights: Mapping[str, Any]) -> bool:
-        """Whether the op may give anything but zero where its input is zero, as with a bias."""
+        """Whether the op may give anything but zero where its input, by `addend`, is zero, as with a bias."""
         return True
 
     def fan_in(self, name: str, weights: Mapping[str, Any], params: Mapping[str, Any]) -> float:

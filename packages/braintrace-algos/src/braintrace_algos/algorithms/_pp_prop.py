@@ -19,8 +19,9 @@ class pp_prop(OnlineLearner):
 
     with L^t = ∂l^t/∂h^t the signal at the new states. Memory is B · (I + O · S) numbers for each operation with I
     inputs and O outputs: linear in the number of units. The index of an embedding stands for a row of ones and zeros. A
-    bias, which no input comes in by, meets ε_f alone: give the input a one for a bias that is filtered. An
-    approximation; with α = 0 only the current step counts.
+    bias, which no input comes in by, meets ε_f alone: give the input a one for a bias that is filtered. An operation of
+    your own is refused where the gradient of its weights is not shown to be affine in its input, or in what its trace
+    rule says may be added up (`TraceRule.addend`). An approximation; with α = 0 only the current step counts.
     With ``vjp_method="multi-step"`` a window is differentiated as a whole and the factors stand for what came before.
 
     Parameters

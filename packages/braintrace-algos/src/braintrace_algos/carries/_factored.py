@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from braintrace_algos._entries import stacked
 from braintrace_algos._feeds import collect, feed_shape, spread
 from braintrace_algos._fold_types import Folded, Window
+from braintrace_algos._foreign_rules import check_addend
 from braintrace_algos._local import blocks_of, derivatives_of, with_local
 from braintrace_algos._plan import Coupling, Operands, Plan
 from braintrace_algos._step import StepResult, Tape, tape_of
-from braintrace_compiler import MarkedOperation
 from braintrace_primitives._precision import computed_in, narrowed, widened
 from braintrace_primitives._trace_rule import over_states
 
@@ -49,6 +49,8 @@ class FactoredCarry(Carry):
         self.exact = TraceCarry()
 
     def prepare(self, plan: Plan) -> Plan:
+        for operation in {c.operation: plan.operations[c.operation] for c in _factored(plan)}.values():
+            check_addend(operation, self.decay_x)
         self.exact.check_rules(_without_factored(plan))
         return with_local(plan, derivatives_of)
 
@@ -62,8 +64,9 @@ class FactoredCarry(Carry):
             y = operation.y_var.aval
             precision = dtype or computed_in(y.dtype)
             S = plan.num_states(c.group)
-            wider = precision if key not in x else jnp.promote_types(precision, x[key].dtype)
-            x[key] = jnp.zeros(operation.addend.shape, wider)
+            addend = operation.addend
+            wider = precision if jnp.issubdtype(addend.dtype, jnp.inexact) else addend.dtype  # of indices none is lost
+            x[key] = jnp.zeros(addend.shape, wider if key not in x else jnp.promote_types(wider, x[key].dtype))
             f[c.key] = jnp.zeros((S, *feed_shape(c.feed, y.shape)), precision)
         trace = self.exact.init(_without_factored(plan), dtype)
         return {"x": x, "f": f, "trace": trace, "steps": jnp.zeros((), jnp.int32)}
@@ -93,11 +96,17 @@ class FactoredCarry(Carry):
             onto_y = collect(c.feed, over_states(sent, 1), plan.operations[c.operation].y_var.aval.shape)
             g[c.operation] = g[c.operation] + onto_y.astype(g[c.operation].dtype)
         for k, key in {c.operation: _input_key(plan, c) for c in _factored(plan)}.items():
-            if _adds_up(plan.operations[k]):
+            if plan.operations[k].adds_inputs:
                 x[k] = history["x"][key].astype(x[k].dtype)
             else:  # sum_t g^t e_x^t = sum_s (sum_{t >= s} a_x^{t-s} g^t) x^s, where only inputs of one step are given
-                g[k], first = self._backwards(g[k])
-                past[k] = self._of_sums(plan, k, wide["x"][key], self.decay_x * first, weights)
+                sent = g[k]
+                g[k], first = self._backwards(sent)
+                before = self.decay_x * first
+                past[k] = self._of_sums(plan, k, wide["x"][key], before, weights)
+                if plan.operations[k].spec.trace_rule.acts_beside_input(weights[k]):  # which is not filtered
+                    beside = sent.sum(0) - g[k].sum(0) - before
+                    more = self._of_sums(plan, k, jnp.zeros_like(wide["x"][key]), beside, weights)
+                    past[k] = {name: value + more[name] for name, value in past[k].items()}
         return Folded(x, g, past, new)
 
     def entry_gradient(
@@ -203,15 +212,10 @@ def _factored(plan: Plan) -> list[Coupling]:
 
 
 def _input_key(plan: Plan, c: Coupling) -> str:
-    """Name of the e_x of a coupling: the first operation with the same input, and of the same shape of it."""
+    """Name of the e_x of a coupling: the first operation that adds up the same of the same input."""
     own = plan.operations[c.operation]
     same = (k for k, operation in enumerate(plan.operations) if operation.x_var is own.x_var)
-    return str(next(k for k in same if plan.operations[k].addend.shape == own.addend.shape))
-
-
-def _adds_up(operation: MarkedOperation) -> bool:
-    """Whether inputs are added up as they are."""
-    return operation.addend.shape == operation.x_var.aval.shape
+    return str(next(k for k in same if plan.operations[k].addend_key == own.addend_key))
 
 
 def _without_factored(plan: Plan) -> Plan:

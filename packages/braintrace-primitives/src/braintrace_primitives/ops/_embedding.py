@@ -53,6 +53,9 @@ class EmbeddingTraceRule(TraceRule):
         terms = mix(signal[None, ..., None, :], trace["weight"])[0]
         return {"weight": cast_like(sum_leading(terms, terms.ndim - 2), weights["weight"])}
 
+    def acts_beside_input(self, weights):
+        return False
+
     def addend(self, x, weights):
         """Which row was looked up, by ones and zeros: indices do not add up."""
         rows, dtype = weights["weight"].shape[0], weights["weight"].dtype
