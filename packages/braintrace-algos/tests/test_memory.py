@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from braintrace_algos import BPTT, D_RTRL, RTRL, UORO, LearnerError, compile
+from braintrace_algos import BPTT, D_RTRL, RTRL, UORO, LearnerError, MultiStepData, compile
+from braintrace_algos._driver import GradientDriver
 from braintrace_algos._fold_length import auto_fold
 from braintrace_primitives import matmul
 
@@ -203,3 +204,50 @@ def test_the_fold_is_weighed_once(model, data, loss, monkeypatch):
     for _ in range(2):
         learner.etrace_grad(*data, step_fn=lambda x, y: loss(learner(x), y))
     assert len(weighed) == 1
+
+
+class Fixed(brainstate.nn.Module):
+    """A recurrent layer with a matrix that no step changes."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.w = brainstate.ParamState(0.3 * jax.random.normal(jax.random.key(0), (4 + 3, 3)))
+        self.size = size
+
+    def init_state(self, batch_size=None):
+        self.h = brainstate.HiddenState(jnp.zeros(3))
+        self.fixed = brainstate.ShortTermState(jax.random.normal(jax.random.key(1), (self.size, 4)))
+
+    def update(self, x):
+        x = jnp.tanh(jnp.tile(x, self.size // 4) @ self.fixed.value)
+        self.h.value = jnp.tanh(matmul(jnp.concatenate([x, self.h.value]), self.w.value))
+        return self.h.value
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2, "vmap": True}])
+@pytest.mark.parametrize("algorithm", ["rtrl", "uoro"])
+def test_windows_keep_one_copy_of_what_no_step_changes(algorithm, options, distance):
+    """It was kept once for each step."""
+    T, size = 12, 4 * 512
+    xs = jax.random.normal(jax.random.key(2), (T, *([2] if options else []), 4))
+    learner = compile(Fixed(size), algorithm, xs[0], window=T // 2, **options)
+    bptt = compile(Fixed(size), "bptt", xs[0], **options)
+
+    def gradient(f):
+        return f.etrace_grad(xs, step_fn=lambda x: (f(x) ** 2).sum())
+
+    found, expected = gradient(learner), gradient(bptt)
+    if algorithm == "rtrl":
+        assert distance(found, expected) < 1e-5
+    (driver,) = (d for d in learner._drivers._kept.values() if isinstance(d, GradientDriver))
+    program = str(jax.make_jaxpr(driver.gradient)(*driver.read(), xs, jnp.ones(T)))
+    copies = "2," if options else ""
+    assert f"[{copies}{size},4]" in program
+    assert f"[{T // 2},{copies}{size},4]" not in program
+
+    def window(xs):
+        return (learner(MultiStepData(xs)) ** 2).sum()
+
+    of_window = brainstate.transform.StatefulFunction(brainstate.transform.grad(window, learner.param_states))
+    of_window.make_jaxpr(xs)
+    assert f"[{T},{copies}{size},4]" not in str(of_window.get_jaxpr(xs))

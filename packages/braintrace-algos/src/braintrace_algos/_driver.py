@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from braintrace_compiler import StateKind
+
 from ._errors import LearnerError, LearnerTypeError
 from ._fold import fold, signals_of, signals_of_steps
 from ._fold_length import FoldLength
@@ -165,6 +167,12 @@ class GradientDriver:
         found = {at: v for at, v in zip(self.positions, values, strict=True) if at is not None}
         return [found[i] for i in range(len(found))]
 
+    def _by_state(self, values: Values) -> list[list[Any]]:
+        """The leaves of `values`, in the order of the model's states."""
+        value_of = {id(state): value for state, value in zip(self.step.others, values, strict=True)}
+        moving = [s for s in self.plan.states if s.kind is not StateKind.PARAMETER]
+        return [jax.tree.leaves(value_of[id(s.state)]) for s in moving]
+
     def _perturbed(self, values: Values, deltas: list[Any]) -> Values:
         """`values`, the hidden states among them plus plain arrays."""
         pairs = zip(self.positions, values, strict=True)
@@ -216,9 +224,10 @@ class GradientDriver:
                 scaled, (value, aux, tape, values) = self._loss(
                     theta, weights, zeros._replace(deltas=deltas), values, slices, scale
                 )
-                return values, (scaled, value, aux, tape)
+                return values, (scaled, value, aux, plan.carry.of_step(tape))
 
             new, (scaled, losses, aux, tape) = plan.scan(K)(step, perturbed, (sequences, scales, deltas))
+            tape = plan.carry.of_window(plan, tape, self._by_state(values))
             at_exit = [jax.tree.leaves(v)[0] for v in self._hidden(new)]
             ahead = plan.carry.beyond(plan, traces, plan.by_group(at_exit))
             return scaled.sum() + ahead, (losses, aux, tape, new)

@@ -134,10 +134,10 @@ class _Differentiable:
             states = [next(one if s.kind is StateKind.PARAMETER else other) for s in plan.states]
             result = run_step(plan, x, states, weights, perturbations, K)
             new = [v for s, v in zip(plan.states, result.states, strict=True) if s.kind is not StateKind.PARAMETER]
-            return new, (result.outputs, plan.carry.observe(plan, result))
+            return new, (result.outputs, plan.carry.of_step(plan.carry.observe(plan, result)))
 
         new, (outputs, tape) = plan.scan(K)(step, entry, (xs, deltas, signals if self.strict else None))
-        return (outputs, new), tape
+        return (outputs, new), plan.carry.of_window(plan, tape, entry)
 
     def plain(self, theta: Any, weights: Any, traces: Any, values: Any, scale: Any, xs: list[Any]) -> Any:
         """The window."""

@@ -74,6 +74,17 @@ class Carry:
         """What to keep of a step on the tape."""
         return Tape({}, operation_inputs(plan, result))
 
+    def of_step(self, tape: Any) -> Any:
+        """What of `observe` differs between the steps of a window."""
+        return tape
+
+    def of_window(self, plan: Plan, tape: Any, entry: list[list[Any]]) -> Any:
+        """The tape of a window with what its steps have in common, of leading axis 1.
+
+        `entry` are the leaves of each state at the entry, parameters left out.
+        """
+        return tape
+
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         """The carry of a model that has no past: zeros."""
         return {}

@@ -36,19 +36,30 @@ class Replay(NamedTuple):
     x : Inputs
         Of the operations.
     states : list of lists
-        Leaves of every state before the step, parameters left out.
+        Leaves of every state before the step, parameters left out; nothing of what `lasting` holds.
     args : list
         Leaves of the step's arguments.
+    lasting : list of lists
+        Leaves of the states that no step changes, one for all steps of a window; nothing of the others.
     """
 
     x: Inputs
     states: list[list[Any]]
     args: list[Any]
+    lasting: list[list[Any]]
 
 
 def replay(plan: Plan, result: StepResult) -> Replay:
     """What is kept of a step."""
-    return jax.lax.stop_gradient(Replay(operation_inputs(plan, result), result.before, result.args))
+    lasting = lasting_of(plan, result.before)
+    states = [[] if kept else before for kept, before in zip(lasting, result.before, strict=True)]
+    return jax.lax.stop_gradient(Replay(operation_inputs(plan, result), states, result.args, lasting))
+
+
+def lasting_of(plan: Plan, states: list[list[Any]]) -> list[list[Any]]:
+    """The leaves of the states that no step changes."""
+    others = (s for s in plan.states if s.kind is not StateKind.PARAMETER)
+    return [v if s.unchanged and s.kind is not StateKind.HIDDEN else [] for s, v in zip(others, states, strict=True)]
 
 
 class InfluenceCarry(Carry):
@@ -71,6 +82,13 @@ class InfluenceCarry(Carry):
 
     def observe(self, plan: Plan, result: StepResult) -> Replay:
         return replay(plan, result)
+
+    def of_step(self, tape: Replay) -> Replay:
+        return tape._replace(lasting=[])
+
+    def of_window(self, plan: Plan, tape: Replay, entry: list[list[Any]]) -> Replay:
+        lasting = lasting_of(plan, jax.lax.stop_gradient(entry))
+        return tape._replace(lasting=jax.tree.map(lambda v: v[None], lasting))
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         n, leaves = state_size(plan), plan.parameter_avals()
@@ -194,7 +212,8 @@ def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:
     others = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
     at = {s.path: i for i, s in enumerate(others)}
     groups = [plan.transitions[g].group for g in plan.traced]
-    values = jax.tree.map(lambda v: v[0], tape.states)
+    values, lasting = jax.tree.map(lambda v: v[0], (tape.states, tape.lasting))
+    steps = tape._replace(lasting=[])
 
     def flatten(states: list[list[Any]]) -> Any:
         parts = [part for g in groups for part in g.split([states[at[p]][0] for p in g.hidden_paths])]
@@ -214,7 +233,8 @@ def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:
         weights = one.weights(theta)
 
         def step(flat, recorded):
-            states = iter(insert(recorded.states, flat))
+            present = [kept or own for kept, own in zip(lasting, recorded.states, strict=True)]
+            states = iter(insert(present, flat))
             parameters = iter(theta)
             full = [
                 [next(parameters) for _ in s.invars] if s.kind is StateKind.PARAMETER else next(states)
@@ -224,7 +244,7 @@ def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:
             new = [v for s, v in zip(one.states, result.states, strict=True) if s.kind is not StateKind.PARAMETER]
             return flatten(new), None
 
-        return jax.lax.scan(step, entry, tape)[0]
+        return jax.lax.scan(step, entry, steps)[0]
 
     return exit, flatten(values)
 
