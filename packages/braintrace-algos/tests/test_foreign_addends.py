@@ -36,8 +36,8 @@ class Shifted(GenericTraceRule):
         return {"table": jnp.einsum("ti,to->io", sums, gs), "shift": gs.sum(0)}
 
 
-saturating = register_primitive("test_saturating", lambda x, w: jnp.tanh(x) @ w)
-told = register_primitive("test_saturating_told", lambda x, w: jnp.tanh(x) @ w, trace_rule=Saturating)
+saturating = register_primitive("foreign_saturating", lambda x, w: jnp.tanh(x) @ w)
+told = register_primitive("foreign_saturating_told", lambda x, w: jnp.tanh(x) @ w, trace_rule=Saturating)
 look_up = register_primitive("test_look_up", lambda i, table: table[i])
 shifted = register_primitive("test_shifted", lambda i, table, shift: table[i] + shift, trace_rule=Shifted)
 product = register_primitive("test_product", lambda x, w: jnp.einsum("i,io->o", x, w))
@@ -79,8 +79,8 @@ def assert_same(found, expected):
 @pytest.mark.parametrize(
     ("drive", "xs", "found"),
     [
-        (lambda x, m: saturating(x, m.w.value), XS, r"test_saturating of an input float32\[3\]"),
-        (lambda x, m: repeated(saturating)(x[None], m.w.value)[0], XS, "test_saturating_repeated of an input"),
+        (lambda x, m: saturating(x, m.w.value), XS, r"foreign_saturating of an input float32\[3\]"),
+        (lambda x, m: repeated(saturating)(x[None], m.w.value)[0], XS, "foreign_saturating_repeated of an input"),
         (lambda i, m: look_up(i, m.w.value), INDICES, r"test_look_up of an input int32\[\]"),
     ],
 )
