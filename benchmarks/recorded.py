@@ -35,5 +35,6 @@ def main(
         options.add_argument(f"--{choice}", **described)
     chosen = options.parse_args(arguments)
     if not chosen.only_draw:
+        chosen.out.mkdir(parents=True, exist_ok=True)
         measure(chosen.out, **{choice: getattr(chosen, choice) for choice in choices})
     draw(chosen.out)

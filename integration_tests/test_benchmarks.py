@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import compile_time, particulars, per_step, roofline, sides
+from benchmarks import compile_time, particulars, per_step, recorded, roofline, sides
 from benchmarks.models import data
 from benchmarks.regimes import Regime
 from benchmarks.report import curves, figures
@@ -44,6 +44,12 @@ def test_a_fixed_weight_is_fixed_on_all_sides():
     )
     assert expected.keys() == {("rnn", "Wz", "weight"), ("rnn", "Wh", "weight"), ("out", "weight")}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), dict(found), expected)
+
+
+def test_a_folder_is_there_before_anything_is_measured(tmp_path):
+    folder, seen = tmp_path / "new" / "folder", []
+    recorded.main("name", None, lambda out: seen.append(out.is_dir()), seen.append, ["--out", str(folder)])
+    assert seen == [True, folder]
 
 
 def test_scaling_curves_gather_what_differs_in_one_size(tmp_path):

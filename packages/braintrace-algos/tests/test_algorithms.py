@@ -508,6 +508,17 @@ def test_a_modulator_of_a_wrong_shape_is_refused_wherever_it_comes_from(vmap):
         standing(XS[0])
 
 
+@pytest.mark.parametrize("algorithm", ["three_factor", ETraceConfig(signal="modulatory")])
+def test_a_call_that_fails_leaves_the_standing_modulator(algorithm):
+    learner = compile(LeakyTanh(), algorithm, XS[0], batch_size=B, modulator=0.3)
+    before = learner.modulator.value
+    with pytest.raises(LearnerError):
+        learner(XS[0, :, 1:], modulator=0.5)
+    assert learner.modulator.value is before
+    learner(XS[0], modulator=0.5)
+    assert float(learner.modulator.value) == 0.5
+
+
 @pytest.mark.parametrize("options", [{"window": 1}, {"window": 3}, {"window": 2, "vmap": True}])
 def test_rtrl_is_exact(options):
     expected = gradient("bptt")[2]

@@ -13,7 +13,7 @@ from ._checks import as_key, check_choice, check_decay, check_steps, check_windo
 from ._errors import LearnerError
 from ._feedback import random_feedback
 from ._learner import OnlineLearner
-from .algorithms._three_factor import renew
+from .algorithms._three_factor import renewed
 from .carries import (
     LARGEST,
     Carry,
@@ -263,9 +263,10 @@ class ConfiguredLearner(OnlineLearner):
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """One time step, with a new `modulator` where the signal is modulatory; see `ThreeFactor.update`."""
-        if self.config.signal == "modulatory":
-            renew(self.modulator, kwargs.pop("modulator", None))
-        return super().update(*args, **kwargs)
+        if self.config.signal != "modulatory":
+            return super().update(*args, **kwargs)
+        with renewed(self.modulator, kwargs.pop("modulator", None)):
+            return super().update(*args, **kwargs)
 
 
 def _raw(key: Any) -> Any:

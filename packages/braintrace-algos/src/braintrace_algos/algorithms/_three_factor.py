@@ -1,5 +1,7 @@
 """Three-factor learning: eligibility traces gated by a modulator."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import brainstate
@@ -66,28 +68,33 @@ class ThreeFactor(OnlineLearner):
         LearnerError
             If it does not.
         """
-        renew(self.modulator, modulator)
-        return super().update(*args, **kwargs)
+        with renewed(self.modulator, modulator):
+            return super().update(*args, **kwargs)
 
 
-def renew(standing: brainstate.State, modulator: Any) -> None:
-    """Make `modulator` the standing one, unless it is None.
+@contextlib.contextmanager
+def renewed(standing: brainstate.State, modulator: Any) -> Iterator[None]:
+    """Make `modulator` the standing one, unless it is None; a call inside that fails leaves the old one.
 
     Raises
     ------
     LearnerError
         If it does not broadcast to the standing one.
     """
-    if modulator is None:
-        return
     old = standing.value
-    new = jnp.asarray(modulator, old.dtype)
-    if not broadcasts(new.shape, old.shape):
-        raise LearnerError(
-            "The modulator has another shape than the standing one.",
-            where="learner(x, modulator=m)",
-            found=describe(new),
-            expected=f"a scalar, or a shape that broadcasts to that of {describe(old)}",
-            fix=f"begin with one of the shape it will have: compile(..., modulator=jnp.zeros({new.shape}))",
-        )
-    standing.value = jnp.broadcast_to(new, old.shape)
+    if modulator is not None:
+        new = jnp.asarray(modulator, old.dtype)
+        if not broadcasts(new.shape, old.shape):
+            raise LearnerError(
+                "The modulator has another shape than the standing one.",
+                where="learner(x, modulator=m)",
+                found=describe(new),
+                expected=f"a scalar, or a shape that broadcasts to that of {describe(old)}",
+                fix=f"begin with one of the shape it will have: compile(..., modulator=jnp.zeros({new.shape}))",
+            )
+        standing.value = jnp.broadcast_to(new, old.shape)
+    try:
+        yield
+    except BaseException:
+        standing.value = old
+        raise
