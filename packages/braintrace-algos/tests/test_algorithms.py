@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from braintrace_algos import ETraceConfig, LearnerError, LearnerTypeError, compare_gradients, compile
+from braintrace_algos import ETraceConfig, LearnerError, LearnerTypeError, MultiStepData, compare_gradients, compile
+from braintrace_algos.carries import InfluenceCarry
 from braintrace_compiler import NotSupportedError
 from braintrace_primitives import (
     SparsityPattern,
@@ -525,6 +526,27 @@ def test_rtrl_is_exact(options):
     grads = gradient("rtrl", **options)[2]
     close(grads["W"], expected["W"])
     close(grads["V"], expected["V"])
+
+
+@pytest.mark.parametrize("name", ["rtrl", "uoro"])
+@pytest.mark.parametrize("options", [{}, {"vmap": True}])
+@pytest.mark.parametrize("called", ["step by step", "window"])
+def test_a_window_holds_the_hidden_states_it_begins_with_and_no_others(name, options, called, monkeypatch):
+    """The others are made anew where the steps are run again."""
+    tapes = []
+
+    def window(self, plan, window, *args):
+        tapes.append([leaf.shape for leaf in jax.tree.leaves(window.tape._replace(x=(), args=()))])
+        return plain(self, plan, window, *args)
+
+    plain = InfluenceCarry.window
+    monkeypatch.setattr(InfluenceCarry, "window", window)
+    learner = compile(LeakyTanh(), name, jnp.zeros((B, I)), batch_size=B, window=T, **options)
+    if called == "window":
+        learner(MultiStepData(jnp.asarray(XS)))
+    else:
+        learner.etrace_grad(jnp.asarray(XS), step_fn=lambda x: learner(x).sum())
+    assert tapes == [[(1, H) if options else (1, B, H)]]
 
 
 def test_rtrl_refuses_what_does_not_fit_with_the_numbers():

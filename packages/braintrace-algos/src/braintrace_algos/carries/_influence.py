@@ -36,30 +36,35 @@ class Replay(NamedTuple):
     x : Inputs
         Of the operations.
     states : list of lists
-        Leaves of every state before the step, parameters left out; nothing of what `lasting` holds.
+        Leaves of every state before the step, parameters left out; nothing of what `entry` holds.
     args : list
         Leaves of the step's arguments.
-    lasting : list of lists
-        Leaves of the states that no step changes, one for all steps of a window; nothing of the others.
+    entry : list of lists
+        Leaves of the states that are read where a window begins and nowhere else, one for all of its steps: those that
+        no step changes, and the hidden states, which running the steps again makes anew. Nothing of the others.
     """
 
     x: Inputs
     states: list[list[Any]]
     args: list[Any]
-    lasting: list[list[Any]]
+    entry: list[list[Any]]
 
 
 def replay(plan: Plan, result: StepResult) -> Replay:
     """What is kept of a step."""
-    lasting = lasting_of(plan, result.before)
-    states = [[] if kept else before for kept, before in zip(lasting, result.before, strict=True)]
-    return jax.lax.stop_gradient(Replay(operation_inputs(plan, result), states, result.args, lasting))
+    entry = at_entry(plan, result.before)
+    states = [[] if kept else before for kept, before in zip(entry, result.before, strict=True)]
+    return jax.lax.stop_gradient(Replay(operation_inputs(plan, result), states, result.args, entry))
 
 
-def lasting_of(plan: Plan, states: list[list[Any]]) -> list[list[Any]]:
-    """The leaves of the states that no step changes."""
+def at_entry(plan: Plan, states: list[list[Any]]) -> list[list[Any]]:
+    """The leaves of the states of which a window needs no other than those it begins with."""
+    followed = {path for g in plan.traced for path in plan.transitions[g].group.hidden_paths}
     others = (s for s in plan.states if s.kind is not StateKind.PARAMETER)
-    return [v if s.unchanged and s.kind is not StateKind.HIDDEN else [] for s, v in zip(others, states, strict=True)]
+    return [
+        v if s.path in followed or (s.unchanged and s.kind is not StateKind.HIDDEN) else []
+        for s, v in zip(others, states, strict=True)
+    ]
 
 
 class InfluenceCarry(Carry):
@@ -84,11 +89,11 @@ class InfluenceCarry(Carry):
         return replay(plan, result)
 
     def of_step(self, tape: Replay) -> Replay:
-        return tape._replace(lasting=[])
+        return tape._replace(entry=[])
 
     def of_window(self, plan: Plan, tape: Replay, entry: list[list[Any]]) -> Replay:
-        lasting = lasting_of(plan, jax.lax.stop_gradient(entry))
-        return tape._replace(lasting=jax.tree.map(lambda v: v[None], lasting))
+        kept = at_entry(plan, jax.lax.stop_gradient(entry))
+        return tape._replace(entry=jax.tree.map(lambda v: v[None], kept))
 
     def init(self, plan: Plan, dtype: Any = None) -> Any:
         n, leaves = state_size(plan), plan.parameter_avals()
@@ -212,8 +217,8 @@ def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:
     others = [s for s in plan.states if s.kind is not StateKind.PARAMETER]
     at = {s.path: i for i, s in enumerate(others)}
     groups = [plan.transitions[g].group for g in plan.traced]
-    values, lasting = jax.tree.map(lambda v: v[0], (tape.states, tape.lasting))
-    steps = tape._replace(lasting=[])
+    lasting = jax.tree.map(lambda v: v[0], tape.entry)
+    steps = tape._replace(entry=[])
 
     def flatten(states: list[list[Any]]) -> Any:
         parts = [part for g in groups for part in g.split([states[at[p]][0] for p in g.hidden_paths])]
@@ -246,7 +251,7 @@ def exit_function(plan: Plan, tape: Replay) -> tuple[Callable[..., Any], Any]:
 
         return jax.lax.scan(step, entry, steps)[0]
 
-    return exit, flatten(values)
+    return exit, flatten(lasting)
 
 
 def flat_signals(plan: Plan, signals: Mapping[int, Any]) -> Any:
